@@ -1,0 +1,26 @@
+//! The decision: when clients may share a GPU, and who runs when they may not.
+//!
+//! **Problem.** Many processes share one GPU through managed memory. While their working sets fit they
+//! should run side by side; when they do not, the driver's paging collapses and they must take turns.
+//!
+//! **Approach.** One state machine, [`Engine`]: facts go in as [`Input`]s with their time, decisions come
+//! out as [`Output`]s. Per GPU, a detector looks for curable refaults in the driver's figures, a planner
+//! chooses co-run sets, a scheduler rotates them with a quantum derived from what a hand-over costs.
+//!
+//! **Invariants.** No clock, IO, threads, randomness or unsafe code: time is an input, and the same inputs
+//! give the same outputs, bit for bit. After every [`Engine::handle`] the caller drains [`Engine::poll`]
+//! until it answers [`Poll::Wait`].
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
+
+pub mod engine;
+pub mod id;
+pub mod input;
+pub mod output;
+pub mod units;
+
+pub use engine::{Config, Engine};
+pub use id::{ClientId, Epoch, GpuId, JobId};
+pub use input::{Activity, ClientSample, Drain, GpuSample, Input, ModeOrder, Order};
+pub use output::{ClientView, GpuView, Mode, Output, PlanChange, Poll, Reason, View};
+pub use units::{Bytes, Nanos};
