@@ -1,0 +1,5 @@
+//! The agent's configuration.
+
+pub mod driver;
+
+pub use driver::DriverConfig;

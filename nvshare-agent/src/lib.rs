@@ -1,0 +1,4 @@
+//! The agent: senses the driver, decides, and drives the clients.
+
+pub mod config;
+pub mod observe;
