@@ -1,0 +1,230 @@
+//! Keys and values of the BPF maps, shared by the eBPF programs and the agent.
+//!
+//! A VA space is known by a number that the programs draw when it begins ([`Space`]): addresses of
+//! `uvm_perf_va_space_events_t` are reused by the kernel, numbers are not. Counters only grow; the agent takes
+//! differences, and deletes the entries of a space that has ended once it has read them.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::uvm::{EventLayout, MakeResidentCause};
+
+/// Changes whenever a type in this module, or its meaning, changes. The object carries it; the agent refuses others.
+pub const ABI_VERSION: u32 = 1;
+/// The ELF section of the object that holds [`ABI_VERSION`] as a native u32.
+pub const ABI_SECTION: &str = ".nvshare.abi";
+
+/// Names of the maps in the object.
+pub mod name {
+    /// Array of one [`super::Config`].
+    pub const CONFIG: &str = "CONFIG";
+    /// Per-CPU array of one [`super::Health`].
+    pub const HEALTH: &str = "HEALTH";
+    /// Hash from the address of an events structure to [`super::SpaceId`].
+    pub const EVENTS: &str = "EVENTS";
+    /// Hash from [`super::SpaceId`] to [`super::Space`].
+    pub const SPACES: &str = "SPACES";
+    /// Per-CPU hash from [`super::CounterKey`] to [`super::Counters`].
+    pub const COUNTERS: &str = "COUNTERS";
+    /// Hash from thread id to [`super::Evictor`].
+    pub const EVICTORS: &str = "EVICTORS";
+    /// Hash from thread id to [`super::FaultThread`]; the agent puts the keys in.
+    pub const FAULT_THREADS: &str = "FAULT_THREADS";
+    /// Hash from [`super::XidKey`] to [`super::XidCount`].
+    pub const XIDS: &str = "XIDS";
+    /// Hash from process id to [`super::CudaCalls`].
+    pub const CUDA_CALLS: &str = "CUDA_CALLS";
+}
+
+/// What the agent tells the programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Config {
+    /// 1 if `layout` is valid; 0 makes the programs leave event data alone.
+    pub layout_known: u32,
+    /// Explicit padding.
+    pub reserved: u32,
+    /// Where the fields of an event lie.
+    pub layout: EventLayout,
+}
+
+/// How the programs fare.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Health {
+    /// Notifications seen, of any kind.
+    pub notifications: u64,
+    /// Faults and migrations whose fields made no sense: the layout is probably wrong.
+    pub insane: u64,
+    /// Faults and migrations that could not be read.
+    pub unreadable: u64,
+    /// Updates that a full map refused: what they would have counted is lost.
+    pub lost: u64,
+}
+
+/// Number of a VA space, never reused while the programs are loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+#[repr(transparent)]
+pub struct SpaceId(pub u64);
+
+/// How a space's owner became known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Ownership {
+    /// It is not: the space is older than the programs.
+    Unknown = 0,
+    /// From an event that normally happens in the owner's context (a debugger could have caused it, too).
+    Probable = 1,
+    /// From the beginning of the space, in the owner's context.
+    Certain = 2,
+}
+
+impl Ownership {
+    /// From the word in [`Space`].
+    pub const fn from_value(value: u32) -> Option<Self> {
+        Some(match value {
+            0 => Self::Unknown,
+            1 => Self::Probable,
+            2 => Self::Certain,
+            _ => return None,
+        })
+    }
+}
+
+/// A VA space: one process's view of managed memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Space {
+    /// Address of its events structure.
+    pub events: u64,
+    /// Address of the VA space itself, 0 if unknown.
+    pub va_space: u64,
+    /// The owner's cgroup, 0 if unknown.
+    pub cgroup: u64,
+    /// CLOCK_BOOTTIME when it began or was first seen, in nanoseconds; a process that started later is not the owner.
+    pub began_ns: u64,
+    /// CLOCK_BOOTTIME when it ended, 0 while it lives.
+    pub ended_ns: u64,
+    /// The owner's process id in the initial namespace, 0 if unknown.
+    pub tgid: u32,
+    /// An [`Ownership`].
+    pub ownership: u32,
+    /// The name of the thread that began it, ends with zeros.
+    pub comm: [u8; 16],
+}
+
+/// Whose counters, where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+#[repr(C)]
+pub struct CounterKey {
+    /// The space.
+    pub space: SpaceId,
+    /// Processor id: 0 for CPU faults, else a GPU.
+    pub processor: u32,
+    /// Explicit padding.
+    pub reserved: u32,
+}
+
+/// Counts for one space on one processor (on one CPU: the map is per CPU).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Counters {
+    /// GPU fault entries, after the driver merged those of one page.
+    pub gpu_faults: u64,
+    /// GPU fault instances, before merging.
+    pub gpu_fault_instances: u64,
+    /// CPU faults; only under processor 0.
+    pub cpu_faults: u64,
+    /// Of the bytes out by eviction, those that made room for another space.
+    pub evicted_by_others: u64,
+    /// Bytes that came to this GPU, by [`MakeResidentCause`].
+    pub bytes_in: [u64; MakeResidentCause::COUNT],
+    /// Bytes that left this GPU, by [`MakeResidentCause`].
+    pub bytes_out: [u64; MakeResidentCause::COUNT],
+    /// CLOCK_MONOTONIC of the first event, 0 if none.
+    pub first_ns: u64,
+    /// CLOCK_MONOTONIC of the last event.
+    pub last_ns: u64,
+}
+
+/// For whom a fault-service thread is working.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Evictor {
+    /// Events structure of the last GPU fault that this thread announced, 0 for none.
+    pub events: u64,
+    /// Its space.
+    pub space: u64,
+}
+
+/// Time of one fault-service thread from waking to sleeping; preemption counts as busy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct FaultThread {
+    /// Nanoseconds of finished busy periods.
+    pub busy_ns: u64,
+    /// CLOCK_MONOTONIC when the current busy period began, 0 while asleep.
+    pub since_ns: u64,
+    /// Finished busy periods.
+    pub periods: u64,
+}
+
+/// One kind of Xid on one device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
+#[repr(C)]
+pub struct XidKey {
+    /// PCI address as text, ends with zeros.
+    pub device: [u8; 16],
+    /// The Xid.
+    pub code: u32,
+}
+
+/// How often an Xid came.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct XidCount {
+    /// Times.
+    pub count: u64,
+    /// CLOCK_MONOTONIC of the last.
+    pub last_ns: u64,
+}
+
+/// The rare libcuda calls of one process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct CudaCalls {
+    /// `cuInit`.
+    pub inits: u64,
+    /// Contexts created, or primary contexts retained.
+    pub contexts: u64,
+    /// Contexts destroyed, or primary contexts released.
+    pub contexts_ended: u64,
+    /// `cuMemAllocManaged`.
+    pub managed_allocations: u64,
+    /// Bytes asked for by `cuMemAllocManaged`; the calls may have failed.
+    pub managed_bytes: u64,
+    /// `cuMemAlloc`.
+    pub device_allocations: u64,
+    /// Bytes asked for by `cuMemAlloc`; the calls may have failed.
+    pub device_bytes: u64,
+    /// `cuMemFree`.
+    pub frees: u64,
+    /// CLOCK_MONOTONIC of the first call.
+    pub first_ns: u64,
+    /// CLOCK_MONOTONIC of the last call.
+    pub last_ns: u64,
+    /// The name of the thread that called first, ends with zeros.
+    pub comm: [u8; 16],
+}
+
+const _: () = {
+    assert!(size_of::<Config>() == 136);
+    assert!(size_of::<Health>() == 32);
+    assert!(size_of::<Space>() == 64);
+    assert!(size_of::<CounterKey>() == 16);
+    assert!(size_of::<Counters>() == 192);
+    assert!(size_of::<Evictor>() == 16);
+    assert!(size_of::<FaultThread>() == 24);
+    assert!(size_of::<XidKey>() == 20);
+    assert!(size_of::<XidCount>() == 16);
+    assert!(size_of::<CudaCalls>() == 96);
+};
