@@ -1,3 +1,39 @@
-//! Placeholder.
+//! `cargo xtask`: the one entry point for building, running and testing nvshare.
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "talking to a person is what this program does"
+)]
 
-fn main() {}
+mod cargo;
+mod demo;
+mod run_agent;
+mod test;
+
+use clap::{Parser, Subcommand};
+
+/// Builds, runs and tests nvshare.
+///
+/// Start with `cargo xtask run-agent` (on a machine without an NVIDIA GPU it uses the simulated one), or
+/// watch `cargo xtask demo` tell what nvshare is for.
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask", max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    RunAgent(run_agent::Args),
+    Demo(demo::Args),
+    Test(test::Args),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().task {
+        Task::RunAgent(args) => run_agent::run(&args),
+        Task::Demo(args) => demo::run(&args),
+        Task::Test(args) => test::run(&args),
+    }
+}

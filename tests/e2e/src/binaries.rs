@@ -1,0 +1,65 @@
+//! Where the built programs and libraries are.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
+
+/// A folder of one cargo profile, holding everything that the product consists of.
+#[derive(Clone, Debug)]
+pub struct Binaries {
+    dir: PathBuf,
+}
+
+impl Binaries {
+    /// The programs in `dir`, a cargo profile's output folder such as `target/debug`.
+    pub fn in_dir(dir: &Path) -> Result<Self> {
+        let binaries = Self { dir: dir.to_owned() };
+        for path in
+            [binaries.agent(), binaries.ctl(), binaries.simulator(), binaries.workload(), binaries.shim()]
+        {
+            ensure!(
+                path.exists(),
+                "{} is missing: build everything first with `cargo build` (`cargo xtask test` does)",
+                path.display()
+            );
+        }
+        Ok(binaries)
+    }
+
+    /// The programs beside the running test executable.
+    pub fn of_this_test() -> Result<Self> {
+        let test = std::env::current_exe().context("finding the running test")?;
+        let dir = test.parent().and_then(Path::parent).context("the test has no profile folder")?;
+        Self::in_dir(dir)
+    }
+
+    /// The folder that holds them all.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The agent.
+    pub fn agent(&self) -> PathBuf {
+        self.dir.join("nvshare-agent")
+    }
+
+    /// The operator's tool.
+    pub fn ctl(&self) -> PathBuf {
+        self.dir.join("nvsharectl")
+    }
+
+    /// The simulator.
+    pub fn simulator(&self) -> PathBuf {
+        self.dir.join("nvshare-gpu-sim")
+    }
+
+    /// The program that stands for a user's.
+    pub fn workload(&self) -> PathBuf {
+        self.dir.join("nvshare-workload")
+    }
+
+    /// The library that is preloaded into users' programs.
+    pub fn shim(&self) -> PathBuf {
+        self.dir.join("libnvshare.so")
+    }
+}
