@@ -7,12 +7,14 @@
 pub mod agent;
 pub mod binaries;
 pub mod process;
+pub mod scene;
 pub mod simulator;
 pub mod workload;
 
 pub use agent::Agent;
 pub use binaries::Binaries;
 pub use process::{monotonic_ms, wait_until};
+pub use scene::Scene;
 pub use simulator::{Simulator, SimulatorOptions};
 pub use workload::{Workload, WorkloadOptions};
 

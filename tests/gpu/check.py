@@ -1,0 +1,263 @@
+"""Checks nvshare on a real GPU, with PyTorch programs, the real driver and prebuilt nvshare binaries.
+
+    sudo python3 tests/gpu/check.py --binaries target/release [--gib 8] [--json OUT]
+
+Run it as root, so that the eBPF sensors attach. It stays far within free GPU memory: it never allocates
+more than a quarter of what is free, and pushes memory out by prefetch instead of by oversubscription.
+Ends with 0 if every check held, else 1; each check prints the figures it went by.
+"""
+
+import argparse
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+WORKER = Path(__file__).with_name("worker.py")
+METRICS = "127.0.0.1:19464"
+
+
+class Worker:
+    """A PyTorch program under the shim."""
+
+    def __init__(self, binaries, run_dir, name, shim=True):
+        env = dict(os.environ, NVSHARE_RUN_DIR=str(run_dir), NVSHARE_LOG="info", PYTHONUNBUFFERED="1")
+        if shim:
+            env["LD_PRELOAD"] = str(binaries / "libnvshare.so")
+        self.name = name
+        self.log = open(run_dir / f"{name}.log", "w")
+        self.process = subprocess.Popen(
+            [sys.executable, str(WORKER)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, env=env,
+        )
+        self.ready = self.answer()
+
+    def send(self, *words):
+        self.process.stdin.write(" ".join(str(w) for w in words) + "\n")
+        self.process.stdin.flush()
+
+    def answer(self):
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.name} ended: {Path(self.log.name).read_text()[-2000:]}")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise RuntimeError(f"{self.name}: {answer['error']}")
+        return answer
+
+    def do(self, *words):
+        self.send(*words)
+        return self.answer()
+
+    def quit(self):
+        self.process.stdin.close()
+        return self.process.wait(timeout=60)
+
+
+class Agent:
+    def __init__(self, binaries, run_dir):
+        self.binaries, self.run_dir = binaries, run_dir
+        self.log = open(run_dir / "agent.log", "a")
+        self.process = subprocess.Popen(
+            [str(binaries / "nvshare-agent"), "run", "--run-dir", str(run_dir), "--metrics-listen", METRICS],
+            stdout=self.log, stderr=self.log,
+        )
+        deadline = time.monotonic() + 20
+        while self.ctl("status", "--json", check=False) is None:
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError("the agent does not answer:\n" + Path(self.log.name).read_text()[-4000:])
+            time.sleep(0.05)
+
+    def ctl(self, *args, check=True):
+        done = subprocess.run(
+            [str(self.binaries / "nvsharectl"), "--run-dir", str(self.run_dir), *args],
+            capture_output=True, text=True,
+        )
+        if done.returncode != 0:
+            if check:
+                raise RuntimeError(f"nvsharectl {args}: {done.stderr}")
+            return None
+        try:
+            return json.loads(done.stdout.strip().splitlines()[-1])
+        except (ValueError, IndexError):
+            return done.stdout
+
+    def client(self, worker):
+        for client in self.ctl("clients", "--json")["clients"]:
+            if client["pid"] == worker.process.pid:
+                return client
+        raise RuntimeError(f"{worker.name} is not among the agent's clients")
+
+    def settled(self, worker):
+        """The client's figures once the agent has sampled everything that happened before."""
+        time.sleep(0.5)
+        return self.client(worker)
+
+    def metric(self, name):
+        """Sum of a metric over its labels."""
+        text = urllib.request.urlopen(f"http://{METRICS}/metrics", timeout=5).read().decode()
+        values = re.findall(rf"^{name}(?:{{[^}}]*}})? ([0-9.e+-]+)$", text, re.M)
+        if not values:
+            raise RuntimeError(f"no metric {name}")
+        return sum(float(v) for v in values)
+
+    def mode(self):
+        return self.ctl("status", "--json")["gpus"][0]["mode"]
+
+
+class Report:
+    def __init__(self):
+        self.checks = []
+
+    def check(self, name, held, **figures):
+        self.checks.append({"check": name, "held": bool(held), **figures})
+        print(f"{'PASS' if held else 'FAIL'}  {name}: " + ", ".join(f"{k}={v}" for k, v in figures.items()), flush=True)
+
+
+def delta(after, before, field):
+    return None if after[field] is None or before[field] is None else after[field] - before[field]
+
+
+def runs(a, b):
+    """Lengths of the runs of one program, in the order of time."""
+    stamps = sorted([(t, 0) for t in a] + [(t, 1) for t in b])
+    lengths, last = [], None
+    for _, who in stamps:
+        if who == last:
+            lengths[-1] += 1
+        else:
+            lengths.append(1)
+            last = who
+    return lengths
+
+
+def counters(report, agent, binaries, run_dir, gib):
+    worker = Worker(binaries, run_dir, "counters")
+    size = int(gib * 2**30)
+    before = agent.settled(worker)
+    fresh = worker.do("fresh", gib)
+    cold = agent.settled(worker)
+    report.check(
+        "a cold start shows faults but no bytes in",
+        delta(cold, before, "gpu_faults") > 0 and delta(cold, before, "bytes_in") == 0,
+        faults=delta(cold, before, "gpu_faults"), bytes_in=delta(cold, before, "bytes_in"), kernel_ms=round(fresh["kernel_ms"], 1),
+    )
+    worker.do("sweep", 20)
+    resident = agent.settled(worker)
+    report.check(
+        "resident memory shows no bytes and next to no faults",
+        delta(resident, cold, "bytes_in") == 0 and delta(resident, cold, "gpu_faults") < 100,
+        faults=delta(resident, cold, "gpu_faults"), bytes_in=delta(resident, cold, "bytes_in"),
+    )
+    rounds = []
+    for _ in range(3):
+        pushed = worker.do("push-out")
+        out = agent.settled(worker)
+        busy_before = agent.metric("nvshare_gpu_fault_service_seconds_total")
+        swept = worker.do("sweep", 1)
+        back = agent.settled(worker)
+        busy = agent.metric("nvshare_gpu_fault_service_seconds_total") - busy_before
+        rounds.append({
+            "out_bytes": delta(out, resident, "bytes_out"), "in_bytes": delta(back, out, "bytes_in"),
+            "faults": delta(back, out, "gpu_faults"), "kernel_s": round(swept["kernel_ms"][0] / 1e3, 4),
+            "busy_s": round(busy, 4), "push_out_s": round(pushed["wall_ms"] / 1e3, 3),
+        })
+        resident = back
+    report.check(
+        "bytes and faults rise exactly with a push-out and a fault-in",
+        all(r["out_bytes"] == size and r["in_bytes"] == size and r["faults"] > 0 for r in rounds),
+        size=size, rounds=rounds,
+    )
+    worst = max(abs(r["busy_s"] / r["kernel_s"] - 1) for r in rounds)
+    report.check(
+        "the fault thread's busy time is the wall time of a fault-bound kernel within 10 %",
+        worst <= 0.10, worst_percent=round(worst * 100, 1),
+    )
+    report.check("every word is right", worker.do("verify")["wrong_words"] == 0)
+    worker.quit()
+
+
+def side_by_side(report, agent, binaries, run_dir, gib):
+    a, b = (Worker(binaries, run_dir, name) for name in ("a", "b"))
+    for worker in (a, b):
+        worker.do("fresh", gib)
+    for worker in (a, b):
+        worker.send("sweep-for", 3)
+    shared = [worker.answer()["stamps_ms"] for worker in (a, b)]
+    lengths = runs(*shared)
+    report.check(
+        "two programs that fit run side by side", agent.mode() == "shared" and len(lengths) > 0.2 * sum(lengths),
+        mode=agent.mode(), sweeps=[len(s) for s in shared], changes_of_program=len(lengths) - 1,
+    )
+    agent.ctl("set", "quantum", "500ms")
+    agent.ctl("set", "mode", "exclusive")
+    time.sleep(0.3)
+    for worker in (a, b):
+        worker.send("sweep-for", 6)
+    turns = [worker.answer()["stamps_ms"] for worker in (a, b)]
+    lengths = runs(*turns)
+    inner = lengths[1:-1]
+    report.check(
+        "by hand exclusive: the two alternate", len(lengths) >= 8 and inner and min(inner) > 1 and len(lengths) < 40,
+        sweeps=[len(s) for s in turns], turns=len(lengths), sweeps_per_turn=inner,
+    )
+    status = agent.ctl("status", "--json")
+    for worker in (a, b):
+        worker.send("sweep-for", 6)
+    time.sleep(1.2)
+    agent.process.send_signal(signal.SIGKILL)
+    agent.process.wait()
+    killed_ms = time.monotonic() * 1e3
+    after = [[t for t in worker.answer()["stamps_ms"] if t > killed_ms] for worker in (a, b)]
+    report.check(
+        "with the agent killed mid-slice both go on", all(len(s) > 20 for s in after), sweeps_after=[len(s) for s in after],
+        first_after_ms=[round(s[0] - killed_ms, 1) if s else None for s in after],
+    )
+    wrong = [worker.do("verify")["wrong_words"] for worker in (a, b)]
+    report.check("nothing was lost", wrong == [0, 0], wrong_words=wrong)
+    agent = Agent(binaries, run_dir)
+    deadline = time.monotonic() + 15
+    while len(agent.ctl("clients", "--json")["clients"]) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    report.check("a new agent finds both again", len(agent.ctl("clients", "--json")["clients"]) == 2)
+    codes = [worker.quit() for worker in (a, b)]
+    report.check("both end well", codes == [0, 0], exit_codes=codes)
+    return agent, status
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--binaries", type=Path, required=True, help="folder with nvshare-agent, nvsharectl, libnvshare.so")
+    parser.add_argument("--gib", type=float, default=4.0, help="memory of each program")
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument("--logs", type=Path, help="keep the logs here")
+    args = parser.parse_args()
+    binaries = args.binaries.resolve()
+    run_dir = args.logs or Path(tempfile.mkdtemp(prefix="nvshare-gpu-"))
+    run_dir.mkdir(parents=True, exist_ok=True)
+    report = Report()
+    agent = Agent(binaries, run_dir)
+    try:
+        doctor = agent.ctl("doctor", "--json")
+        print(json.dumps(doctor), flush=True)
+        counters(report, agent, binaries, run_dir, args.gib)
+        agent, status = side_by_side(report, agent, binaries, run_dir, args.gib)
+    finally:
+        agent.process.terminate()
+        agent.process.wait(timeout=20)
+    result = {"checks": report.checks, "doctor": doctor, "status": status}
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    failed = [c["check"] for c in report.checks if not c["held"]]
+    print(f"{len(report.checks) - len(failed)} passed, {len(failed)} failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
