@@ -29,7 +29,9 @@ pub mod name {
     pub const EVICTORS: &str = "EVICTORS";
     /// Hash from thread id to [`super::FaultThread`]; the agent puts the keys in.
     pub const FAULT_THREADS: &str = "FAULT_THREADS";
-    /// Hash from [`super::XidKey`] to [`super::XidCount`].
+    /// Hash from [`super::EvictionKey`] to bytes.
+    pub const EVICTIONS: &str = "EVICTIONS";
+    /// Ring buffer of [`super::XidRecord`].
     pub const XIDS: &str = "XIDS";
     /// Hash from process id to [`super::CudaCalls`].
     pub const CUDA_CALLS: &str = "CUDA_CALLS";
@@ -51,11 +53,11 @@ pub struct Config {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Health {
-    /// Notifications seen, of any kind.
+    /// Notifications that were looked into: faults, migrations and impossible ids.
     pub notifications: u64,
-    /// Faults and migrations whose fields made no sense: the layout is probably wrong.
+    /// Of these, those whose fields made no sense (the layout is probably wrong); they are not counted elsewhere.
     pub insane: u64,
-    /// Faults and migrations that could not be read.
+    /// Of these, those that could not be read; they are not counted elsewhere.
     pub unreadable: u64,
     /// Updates that a full map refused: what they would have counted is lost.
     pub lost: u64,
@@ -168,24 +170,81 @@ pub struct FaultThread {
     pub periods: u64,
 }
 
-/// One kind of Xid on one device.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
+/// Who evicted whom, from which GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
 #[repr(C)]
-pub struct XidKey {
-    /// PCI address as text, ends with zeros.
-    pub device: [u8; 16],
-    /// The Xid.
-    pub code: u32,
+pub struct EvictionKey {
+    /// The space whose bytes left.
+    pub victim: SpaceId,
+    /// A [`SpaceId`] or a process id, by `evictor_is_process`.
+    pub evictor: u64,
+    /// The GPU.
+    pub processor: u32,
+    /// 0 if a fault of a space was served, 1 if the process itself asked the driver for memory.
+    pub evictor_is_process: u32,
 }
 
-/// How often an Xid came.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+/// An Xid error, as the driver reports it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
-pub struct XidCount {
-    /// Times.
-    pub count: u64,
-    /// CLOCK_MONOTONIC of the last.
-    pub last_ns: u64,
+pub struct XidRecord {
+    /// CLOCK_MONOTONIC.
+    pub at_ns: u64,
+    /// The error code.
+    pub code: u32,
+    /// Explicit padding.
+    pub reserved: u32,
+    /// PCI address as text, ends with a zero.
+    pub device: [u8; 32],
+    /// The driver's text, cut to fit, ends with a zero.
+    pub message: [u8; 256],
+}
+
+/// The rare libcuda calls that are counted. The value is the cookie of the probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum CudaCall {
+    /// `cuInit`.
+    Init = 1,
+    /// `cuCtxCreate*`, `cuDevicePrimaryCtxRetain`.
+    ContextBegin = 2,
+    /// `cuCtxDestroy*`, `cuDevicePrimaryCtxRelease*`.
+    ContextEnd = 3,
+    /// `cuMemAllocManaged`.
+    AllocateManaged = 4,
+    /// `cuMemAlloc*`.
+    AllocateDevice = 5,
+    /// `cuMemFree*`.
+    Free = 6,
+}
+
+impl CudaCall {
+    /// The exported names and what they count as. Work-submitting calls are left out: a probe costs microseconds.
+    pub const SYMBOLS: &[(&str, Self)] = &[
+        ("cuInit", Self::Init),
+        ("cuCtxCreate_v2", Self::ContextBegin),
+        ("cuCtxCreate_v3", Self::ContextBegin),
+        ("cuCtxCreate_v4", Self::ContextBegin),
+        ("cuDevicePrimaryCtxRetain", Self::ContextBegin),
+        ("cuCtxDestroy_v2", Self::ContextEnd),
+        ("cuDevicePrimaryCtxRelease_v2", Self::ContextEnd),
+        ("cuMemAllocManaged", Self::AllocateManaged),
+        ("cuMemAlloc_v2", Self::AllocateDevice),
+        ("cuMemFree_v2", Self::Free),
+    ];
+
+    /// From the cookie of a probe.
+    pub const fn from_cookie(cookie: u64) -> Option<Self> {
+        Some(match cookie {
+            1 => Self::Init,
+            2 => Self::ContextBegin,
+            3 => Self::ContextEnd,
+            4 => Self::AllocateManaged,
+            5 => Self::AllocateDevice,
+            6 => Self::Free,
+            _ => return None,
+        })
+    }
 }
 
 /// The rare libcuda calls of one process.
@@ -224,7 +283,7 @@ const _: () = {
     assert!(size_of::<Counters>() == 192);
     assert!(size_of::<Evictor>() == 16);
     assert!(size_of::<FaultThread>() == 24);
-    assert!(size_of::<XidKey>() == 20);
-    assert!(size_of::<XidCount>() == 16);
+    assert!(size_of::<EvictionKey>() == 24);
+    assert!(size_of::<XidRecord>() == 304);
     assert!(size_of::<CudaCalls>() == 96);
 };

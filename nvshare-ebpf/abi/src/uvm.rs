@@ -21,7 +21,7 @@ pub const BLOCK_BYTES: u64 = 2 << 20;
 /// Processor ids are below this: the CPU, and up to 32 GPUs of 8 partitions each.
 pub const PROCESSORS: u32 = 257;
 
-/// The name of the fault-service kernel thread of the GPU with this parent index.
+/// The name of a GPU's fault-service kernel thread, before the parent id of the GPU (from 1).
 pub const FAULT_THREAD_PREFIX: &str = "UVM GPU";
 /// The end of the same name, after the number.
 pub const FAULT_THREAD_SUFFIX: &str = " BH";

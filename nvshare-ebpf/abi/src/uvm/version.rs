@@ -39,9 +39,10 @@ impl DriverVersion {
         Some(if self.branch <= 545 { (processor - 1) * 8 + 1 } else { processor })
     }
 
-    /// The processor id that events carry for the parent GPU with this index (as in the name of its fault thread).
-    pub const fn processor_of_parent(self, parent: u32) -> u32 {
-        if self.branch <= 545 { parent + 1 } else { parent * 8 + 1 }
+    /// The name under `nvidia-uvm/gpus/` in procfs of the GPU with this parent id (the number in the name of its
+    /// fault-service thread, from 1). The same in every branch.
+    pub const fn procfs_gpu_of_parent(parent: u32) -> Option<u32> {
+        if parent == 0 || parent > 32 { None } else { Some((parent - 1) * 8 + 1) }
     }
 }
 
@@ -112,8 +113,11 @@ mod tests {
     #[test]
     fn gpu_numbers_follow_the_branch() {
         let (old, new) = (DriverVersion::new(535, 288, 1), DriverVersion::new(580, 126, 20));
-        assert_eq!((old.processor_of_parent(1), old.procfs_gpu(2)), (2, Some(9)));
-        assert_eq!((new.processor_of_parent(1), new.procfs_gpu(9)), (9, Some(9)));
+        // The second GPU of a host.
+        assert_eq!(old.procfs_gpu(2), Some(9));
+        assert_eq!(new.procfs_gpu(9), Some(9));
+        assert_eq!(DriverVersion::procfs_gpu_of_parent(2), Some(9));
+        assert_eq!(DriverVersion::procfs_gpu_of_parent(0), None);
         assert_eq!(new.procfs_gpu(0), None);
         assert_eq!(new.procfs_gpu(257), None);
     }
