@@ -11,3 +11,7 @@
 //! file can corrupt the model, which lives in the simulator's private memory.
 
 pub mod client;
+pub mod cost;
+pub mod fault;
+pub mod ids;
+pub mod memory;
