@@ -137,7 +137,10 @@ pub struct Work {
     pub compute_ns: u64,
 }
 
+mod announce;
 mod host;
+mod kernel;
+mod ranges;
 mod session;
 pub use host::Host;
 pub use session::Session;

@@ -12,6 +12,10 @@
 
 pub mod client;
 pub mod cost;
+pub mod engine;
 pub mod fault;
 pub mod ids;
 pub mod memory;
+pub mod shared;
+pub mod sync;
+pub mod wire;

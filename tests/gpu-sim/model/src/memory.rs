@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use card::Card;
 pub use card::Usage;
-use nvshare_abi::uvm::MakeResidentCause;
+use nvshare_abi::uvm::{MakeResidentCause, PAGE_BYTES};
 pub use span::BlockSpan;
 use span::FreeSpans;
 
@@ -79,8 +79,10 @@ pub enum MemoryError {
     /// No such VA space.
     #[error("the VA space is gone")]
     NoSpace,
-    /// The range overlaps one that is registered, is empty, or wraps around.
-    #[error("the range {base:#x}+{len:#x} is empty, wraps around, or overlaps managed memory")]
+    /// The range overlaps one that is registered, is empty, is not of whole pages, or wraps around.
+    #[error(
+        "the range {base:#x}+{len:#x} is empty, wraps around, is not of whole pages, or overlaps managed memory"
+    )]
     BadRange {
         /// First byte.
         base: u64,
@@ -167,7 +169,8 @@ impl Memory {
     /// Declares a range managed; its blocks are numbered in address order.
     pub fn register(&mut self, space: SpaceId, base: u64, len: u64) -> Result<BlockSpan, MemoryError> {
         let bad = MemoryError::BadRange { base, len };
-        let end = base.checked_add(len).filter(|_| len > 0).ok_or(bad.clone())?;
+        let whole = len > 0 && base.is_multiple_of(PAGE_BYTES) && len.is_multiple_of(PAGE_BYTES);
+        let end = base.checked_add(len).filter(|_| whole).ok_or(bad.clone())?;
         let ranges = self.spaces.get_mut(&space).ok_or(MemoryError::NoSpace)?;
         let overlaps =
             ranges.range(..end).next_back().is_some_and(|(&start, range)| start + range.len > base);

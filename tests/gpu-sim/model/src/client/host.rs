@@ -1,43 +1,128 @@
 //! The read-only view.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::atomic::Ordering,
+};
+
+use nvshare_abi::uvm::DriverVersion;
+
 use super::{ConnectError, GpuInfo, ProcessInfo};
+use crate::shared::{CardSlot, Mapped, State};
 
 /// The simulated host's cards, read from the shared file; takes no part.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Host {
-    gpus: Vec<GpuInfo>,
+    state: Mapped,
+}
+
+/// The directory that NVSHARE_SIM_DIR names.
+pub(super) fn directory() -> Result<PathBuf, ConnectError> {
+    std::env::var_os("NVSHARE_SIM_DIR")
+        .filter(|dir| !dir.is_empty())
+        .map(PathBuf::from)
+        .ok_or(ConnectError::NoDirectory)
+}
+
+pub(super) fn unreachable(dir: &Path, what: &'static str) -> impl FnOnce(std::io::Error) -> ConnectError {
+    let dir = dir.display().to_string();
+    move |source| ConnectError::Unreachable { dir, what, source }
 }
 
 impl Host {
     /// Opens the host that NVSHARE_SIM_DIR names.
     pub fn open() -> Result<Self, ConnectError> {
-        Err(ConnectError::NoDirectory)
+        Self::open_in(&directory()?)
     }
+
+    /// Opens the host whose files are in `dir`.
+    pub fn open_in(dir: &Path) -> Result<Self, ConnectError> {
+        let state = Mapped::open(&dir.join("state")).map_err(unreachable(dir, "mapping its state"))?;
+        Ok(Self { state })
+    }
+
+    pub(super) fn state(self) -> Mapped {
+        self.state
+    }
+
+    pub(super) fn state_ref(&self) -> &State {
+        &self.state
+    }
+
+    fn card(&self, gpu: usize) -> Option<&CardSlot> {
+        self.state.cards.get(gpu).filter(|_| gpu < self.count())
+    }
+
+    fn count(self) -> usize {
+        self.state.cards_used.load(Ordering::Relaxed) as usize
+    }
+
     /// The cards, by index.
     pub fn gpus(&self) -> Vec<GpuInfo> {
-        self.gpus.clone()
+        (0..self.count()).filter_map(|index| self.card(index).map(|card| info(index, card))).collect()
     }
-    /// (free, total) bytes as the driver counts: plain allocations and populated managed memory are used.
+
+    /// (free, total) bytes as the driver counts: plain allocations and populated managed memory are used. Zeros for a
+    /// card that does not exist.
     pub fn mem_info(&self, gpu: usize) -> (u64, u64) {
-        let total = self.gpus[gpu].total_bytes;
-        (total, total)
+        self.card(gpu).map_or((0, 0), |card| (card.free(), card.total.load(Ordering::Relaxed)))
     }
-    /// Processes that use the card.
+
+    /// Processes that use the card. Every connected program has a context on every card.
     pub fn processes(&self, gpu: usize) -> Vec<ProcessInfo> {
-        let _gpu = gpu;
-        Vec::new()
+        if gpu >= self.count() {
+            return Vec::new();
+        }
+        self.state
+            .clients
+            .iter()
+            .filter_map(|client| {
+                let pid = client.pid.load(Ordering::Acquire);
+                let plain_bytes = client.plain[gpu].load(Ordering::Relaxed);
+                (pid != 0).then_some(ProcessInfo { pid, plain_bytes })
+            })
+            .collect()
     }
+
     /// Nanoseconds during which the card has computed since it was started; differences give its utilisation.
     pub fn busy_ns(&self, gpu: usize) -> u64 {
-        let _gpu = gpu;
-        0
+        self.card(gpu).map_or(0, |card| card.busy_ns.load(Ordering::Relaxed))
     }
+
     /// Bytes moved over the link since the start: (in, out).
     pub fn link_bytes(&self, gpu: usize) -> (u64, u64) {
-        let _gpu = gpu;
-        (0, 0)
+        self.card(gpu).map_or((0, 0), |card| {
+            (card.link_bytes[0].load(Ordering::Relaxed), card.link_bytes[1].load(Ordering::Relaxed))
+        })
     }
-    /// The driver version that the simulator plays, such as `580.126.20`.
+
+    /// The driver version that the simulator plays.
+    pub fn driver(&self) -> DriverVersion {
+        let part = |index: usize| self.state.driver[index].load(Ordering::Relaxed) as u16;
+        DriverVersion::new(part(0), part(1), part(2))
+    }
+
+    /// The same as text, such as `580.126.20`.
     pub fn driver_version(&self) -> String {
-        String::new()
+        self.driver().to_string()
+    }
+}
+
+fn info(index: usize, card: &CardSlot) -> GpuInfo {
+    let mut uuid = [0; 16];
+    for (half, word) in uuid.chunks_exact_mut(8).zip(&card.uuid) {
+        half.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes());
+    }
+    let name: Vec<u8> =
+        card.name.iter().map(|byte| byte.load(Ordering::Relaxed)).take_while(|&byte| byte != 0).collect();
+    let capability = card.capability.load(Ordering::Relaxed);
+    GpuInfo {
+        index,
+        uuid,
+        name: String::from_utf8_lossy(&name).into_owned(),
+        total_bytes: card.total.load(Ordering::Relaxed),
+        sms: card.sms.load(Ordering::Relaxed),
+        capability: (capability >> 4, capability & 15),
+        pci: (0, card.pci_bus.load(Ordering::Relaxed), 0),
     }
 }

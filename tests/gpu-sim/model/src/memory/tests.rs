@@ -167,8 +167,10 @@ fn ranges_that_overlap_are_refused() {
     let (mut memory, spaces) = host(8, &[4]);
     let overlap = memory.register(spaces[0].0, 0x7000_0000_0000 + BLOCK_BYTES, BLOCK_BYTES);
     assert!(matches!(overlap, Err(MemoryError::BadRange { .. })), "{overlap:?}");
-    assert!(memory.register(spaces[0].0, 0x7000_0000_0000 + 4 * BLOCK_BYTES, 1).is_ok());
-    assert!(memory.register(spaces[0].0, 0, 0).is_err());
+    assert!(memory.register(spaces[0].0, 0x7000_0000_0000 + 4 * BLOCK_BYTES, 4096).is_ok());
+    for (base, len) in [(0, 0), (0, 1), (1, 4096), (u64::MAX - 4095, 8192)] {
+        assert!(memory.register(spaces[0].0, base, len).is_err(), "{base:#x}+{len:#x}");
+    }
 }
 
 /// Random operations keep every chunk accounted for, and the whole card is free once all are gone.
