@@ -36,7 +36,9 @@ pub struct GpuId(pub [u8; 16]);
 
 /// A text that is not a GPU UUID.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("`{0}` is not a GPU UUID; expected GPU-xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx as printed by `nvidia-smi -L`")]
+#[error(
+    "`{0}` is not a GPU UUID; expected GPU-xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx as printed by `nvidia-smi -L`"
+)]
 pub struct InvalidGpuId(String);
 
 impl fmt::Display for GpuId {

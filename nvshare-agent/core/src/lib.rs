@@ -13,10 +13,18 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+mod detector;
 pub mod engine;
+mod gpu;
 pub mod id;
 pub mod input;
+mod lease;
+mod member;
 pub mod output;
+mod plan;
+mod quantum;
+mod rotation;
+mod schedule;
 pub mod units;
 
 pub use engine::{Config, Engine};

@@ -1,0 +1,244 @@
+//! Is this curable thrash?
+//!
+//! **Problem.** Refaults that taking turns would avoid look, in any single figure, like a cold start, a
+//! model load, a phase change or one client larger than the card.
+//!
+//! **Approach.** Evidence is gathered from classified bytes by a sequential test over bins ([`cusum`]), and
+//! counts only while the GPU is held up by paging ([`stall`]). Which bytes are refaults at all is decided
+//! per client ([`refault`]); who contends, and whether memory is over-committed, is the caller's to say.
+//!
+//! **Invariants.** Evidence is gathered only while at least two jobs have demand and expires after
+//! [`EXPIRY`] without a curable refault. One bin alone never alarms.
+
+use std::collections::VecDeque;
+
+use crate::units::{Bytes, Nanos};
+
+mod cusum;
+pub(crate) mod refault;
+mod stall;
+
+use cusum::Cusum;
+use stall::Stall;
+
+/// Signals older than this say nothing about the present; also the window in which demand counts.
+pub(crate) const EXPIRY: Nanos = Nanos::seconds(2);
+/// The figures reported with an alarm cover this much time.
+const WINDOW: Nanos = Nanos::SECOND;
+/// Bins kept at most, whatever their length.
+const BINS_MAX: usize = 64;
+
+/// What all clients of a GPU did in one bin.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Totals {
+    pub(crate) at: Nanos,
+    pub(crate) interval: Nanos,
+    pub(crate) fault_busy: Option<Nanos>,
+    pub(crate) link_rate: Bytes,
+    /// Some client's counters were readable.
+    pub(crate) known: bool,
+    pub(crate) bytes_in: Bytes,
+    pub(crate) bytes_out: Bytes,
+    /// Refaults that turns would avoid.
+    pub(crate) curable: Bytes,
+    /// Refaults that turns would not avoid.
+    pub(crate) own: Bytes,
+    /// At least two jobs have demand.
+    pub(crate) contended: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Bin {
+    at: Nanos,
+    curable: Bytes,
+    mostly_curable: bool,
+    stall: Stall,
+}
+
+/// The figures behind an alarm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Alarm {
+    pub(crate) first_refault: Nanos,
+    pub(crate) refaulted: Bytes,
+    pub(crate) stall_milli: Option<u32>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Detector {
+    cusum: Cusum,
+    bins: VecDeque<Bin>,
+    /// Start of the bin with the first curable refault of the episode that is under way.
+    episode: Option<Nanos>,
+    last_curable: Nanos,
+    curable_total: Bytes,
+    own_total: Bytes,
+}
+
+impl Detector {
+    /// Takes in one bin of a GPU whose clients run side by side.
+    pub(crate) fn observe(&mut self, bin: &Totals) {
+        self.push(bin);
+        self.own_total += bin.own;
+        if bin.contended {
+            self.curable_total += bin.curable;
+            let other = bin.bytes_in - bin.curable;
+            self.cusum.observe(bin.interval, blocks(bin.curable), blocks(other));
+            if bin.curable > Bytes::ZERO {
+                self.episode.get_or_insert(bin.at.since(bin.interval));
+                self.last_curable = bin.at;
+            }
+        } else {
+            self.own_total += bin.curable;
+        }
+        if bin.at.since(self.last_curable) >= EXPIRY {
+            self.cusum.reset();
+        }
+        if self.cusum.is_zero() {
+            self.episode = None;
+        }
+    }
+
+    /// Takes in one bin of a GPU whose clients take turns: only what turns cannot avoid is counted, and no
+    /// evidence is gathered, for the traffic of hand-overs is not thrash.
+    pub(crate) fn observe_turns(&mut self, bin: &Totals) {
+        self.push(bin);
+        self.own_total += bin.own;
+    }
+
+    /// Starts afresh; totals stay.
+    pub(crate) fn reset(&mut self) {
+        self.cusum.reset();
+        self.bins.clear();
+        self.episode = None;
+    }
+
+    /// The alarm, if the evidence suffices and paging holds the GPU up.
+    pub(crate) fn alarm(&self) -> Option<Alarm> {
+        let held_up = self.bins.iter().rev().take(3).filter(|bin| bin.stall.held_up()).count() >= 2;
+        let extreme = self.bins.len() >= 2
+            && self.bins.iter().rev().take(2).all(|bin| bin.mostly_curable && bin.stall.extreme());
+        ((self.cusum.alarmed() && held_up) || extreme).then_some(())?;
+        Some(Alarm {
+            first_refault: self.episode?,
+            refaulted: self.bins.iter().map(|bin| bin.curable).sum(),
+            stall_milli: self.stall_milli(),
+        })
+    }
+
+    /// Evidence, 1000 = the threshold.
+    pub(crate) fn score_milli(&self) -> u32 {
+        self.cusum.score_milli()
+    }
+
+    /// Mean share of fault service over the bins that have it, in thousandths.
+    pub(crate) fn stall_milli(&self) -> Option<u32> {
+        let sensed: Vec<u32> = self.bins.iter().filter_map(|bin| bin.stall.sensed_milli).collect();
+        let count = u32::try_from(sensed.len()).unwrap_or(u32::MAX);
+        (count > 0).then(|| sensed.iter().sum::<u32>() / count)
+    }
+
+    pub(crate) fn curable_total(&self) -> Bytes {
+        self.curable_total
+    }
+
+    pub(crate) fn own_total(&self) -> Bytes {
+        self.own_total
+    }
+
+    fn push(&mut self, bin: &Totals) {
+        let moved = bin.known.then(|| bin.bytes_in + bin.bytes_out);
+        self.bins.push_back(Bin {
+            at: bin.at,
+            curable: if bin.contended { bin.curable } else { Bytes::ZERO },
+            mostly_curable: bin.contended
+                && bin.curable >= Bytes::BLOCK
+                && bin.curable >= bin.bytes_in.per_mille(500),
+            stall: Stall::of(bin.interval, bin.fault_busy, moved, bin.link_rate),
+        });
+        while self.bins.len() > BINS_MAX
+            || self.bins.front().is_some_and(|oldest| bin.at.since(oldest.at) >= WINDOW)
+        {
+            self.bins.pop_front();
+        }
+    }
+}
+
+fn blocks(bytes: Bytes) -> u64 {
+    bytes.0.div_ceil(Bytes::BLOCK.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn feed(detector: &mut Detector, bins: std::ops::Range<u64>, fill: impl Fn(&mut Totals)) -> Option<u64> {
+        bins.into_iter().find(|&bin| {
+            let mut totals = Totals {
+                at: Nanos::millis(100 * (bin + 1)),
+                interval: Nanos::millis(100),
+                link_rate: Bytes::gib(10),
+                fault_busy: Some(Nanos::millis(50)),
+                known: true,
+                contended: true,
+                ..Totals::default()
+            };
+            fill(&mut totals);
+            detector.observe(&totals);
+            detector.alarm().is_some()
+        })
+    }
+
+    fn thrash(totals: &mut Totals) {
+        totals.curable = Bytes::mib(100);
+        totals.bytes_in = Bytes::mib(100);
+        totals.bytes_out = Bytes::mib(100);
+    }
+
+    #[test]
+    fn thrash_alarms_in_its_third_bin_and_names_when_it_began() {
+        let mut detector = Detector::default();
+        assert_eq!(feed(&mut detector, 0..10, |_| {}), None);
+        assert_eq!(feed(&mut detector, 10..20, thrash), Some(12));
+        assert_eq!(detector.alarm().map(|alarm| alarm.first_refault), Some(Nanos::millis(1000)));
+    }
+
+    #[test]
+    fn extreme_thrash_alarms_in_its_second_bin() {
+        let mut detector = Detector::default();
+        let extreme = |totals: &mut Totals| {
+            thrash(totals);
+            totals.bytes_in = Bytes::mib(400);
+            totals.curable = Bytes::mib(400);
+            totals.fault_busy = Some(Nanos::millis(95));
+        };
+        assert_eq!(feed(&mut detector, 0..10, extreme), Some(1));
+    }
+
+    #[test]
+    fn refaults_without_stall_without_contention_or_without_bytes_stay_quiet() {
+        let mut detector = Detector::default();
+        let calm = |totals: &mut Totals| {
+            thrash(totals);
+            totals.fault_busy = Some(Nanos::millis(5));
+        };
+        assert_eq!(feed(&mut detector, 0..1000, calm), None);
+        let mut detector = Detector::default();
+        let alone = |totals: &mut Totals| {
+            thrash(totals);
+            totals.contended = false;
+        };
+        assert_eq!(feed(&mut detector, 0..1000, alone), None);
+        assert_eq!(detector.curable_total(), Bytes::ZERO);
+        let mut detector = Detector::default();
+        let cold_start = |totals: &mut Totals| totals.fault_busy = Some(Nanos::millis(100));
+        assert_eq!(feed(&mut detector, 0..1000, cold_start), None);
+    }
+
+    #[test]
+    fn one_burst_of_refaults_does_not_alarm() {
+        let mut detector = Detector::default();
+        assert_eq!(feed(&mut detector, 0..1, thrash), None);
+        assert_eq!(feed(&mut detector, 1..100, |_| {}), None);
+        assert_eq!(detector.score_milli(), 0);
+    }
+}

@@ -1,0 +1,207 @@
+//! The right of one client to run on one GPU.
+//!
+//! A lease is open from the moment the client has a context. Every grant and every revocation raises its
+//! epoch, and an answer counts only if it names the epoch that is in force: whatever a client says late,
+//! twice or out of thin air changes nothing.
+
+use crate::{id::Epoch, input::Drain, units::Nanos};
+
+/// Failed drains after which a client counts as not revocable.
+const FAILURES_MAX: u32 = 3;
+/// Pause before the first retry after a failed drain; doubles with each further failure.
+const RETRY_FIRST: Nanos = Nanos::millis(250);
+/// The longest pause between retries.
+const RETRY_MAX: Nanos = Nanos::seconds(30);
+/// A client may use all of its drain time and still needs a moment to say so. Without this, every honest
+/// "did not end in time" would come too late to be told from silence.
+const ANSWER_SLACK: Nanos = Nanos::millis(500);
+
+/// Where the gate stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Gate {
+    /// Open: the client may run.
+    Open,
+    /// Asked to close; the client has not answered yet.
+    Draining {
+        /// When the silence becomes a verdict.
+        deadline: Nanos,
+    },
+    /// Closed and drained.
+    Closed,
+}
+
+/// What an answer to a revocation came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Answered {
+    /// It answers nothing that is in force.
+    Stale,
+    /// Gate closed, work done.
+    Drained,
+    /// The client keeps running.
+    Failed {
+        /// This failure is the one that makes it count as not revocable.
+        gave_up: bool,
+    },
+}
+
+#[derive(Debug)]
+pub(crate) struct Lease {
+    epoch: Epoch,
+    gate: Gate,
+    since: Nanos,
+    unresponsive: bool,
+    not_revocable: bool,
+    failures: u32,
+    retry_at: Nanos,
+}
+
+impl Lease {
+    /// The lease of a client that just began to use the GPU.
+    pub(crate) fn open(now: Nanos, epoch: Epoch) -> Self {
+        Self {
+            epoch,
+            gate: Gate::Open,
+            since: now,
+            unresponsive: false,
+            not_revocable: false,
+            failures: 0,
+            retry_at: Nanos::ZERO,
+        }
+    }
+
+    pub(crate) fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    pub(crate) fn gate(&self) -> Gate {
+        self.gate
+    }
+
+    /// When the gate came to stand as it does.
+    pub(crate) fn since(&self) -> Nanos {
+        self.since
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        self.gate == Gate::Open
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        matches!(self.gate, Gate::Draining { .. })
+    }
+
+    /// It ignored a revocation and has drained none since: others do not wait for it.
+    pub(crate) fn unresponsive(&self) -> bool {
+        self.unresponsive
+    }
+
+    /// Its drains keep failing: it runs, and others run beside it.
+    pub(crate) fn not_revocable(&self) -> bool {
+        self.not_revocable
+    }
+
+    /// A failed drain is followed by a pause; this is its end.
+    pub(crate) fn retry_at(&self) -> Nanos {
+        self.retry_at
+    }
+
+    pub(crate) fn grant(&mut self, now: Nanos) -> Epoch {
+        self.epoch = self.epoch.next();
+        self.gate = Gate::Open;
+        self.since = now;
+        self.unresponsive = false;
+        self.epoch
+    }
+
+    pub(crate) fn revoke(&mut self, now: Nanos, within: Nanos) -> Epoch {
+        self.epoch = self.epoch.next();
+        self.gate = Gate::Draining { deadline: now + within + ANSWER_SLACK };
+        self.since = now;
+        self.epoch
+    }
+
+    /// Turns silence past the deadline into a verdict. True once until the client drains or is granted again.
+    pub(crate) fn expire(&mut self, now: Nanos) -> bool {
+        let Gate::Draining { deadline } = self.gate else { return false };
+        let expired = now >= deadline && !self.unresponsive;
+        self.unresponsive |= expired;
+        expired
+    }
+
+    pub(crate) fn answer(&mut self, now: Nanos, epoch: Epoch, drain: Drain) -> Answered {
+        if epoch != self.epoch || !self.is_draining() {
+            return Answered::Stale;
+        }
+        self.since = now;
+        match drain {
+            Drain::Done { .. } => {
+                self.gate = Gate::Closed;
+                self.unresponsive = false;
+                self.not_revocable = false;
+                self.failures = 0;
+                Answered::Drained
+            }
+            Drain::TimedOut | Drain::Capturing => {
+                self.gate = Gate::Open;
+                let pause = RETRY_FIRST.0.saturating_mul(1 << self.failures.min(16));
+                self.retry_at = now + Nanos(pause.min(RETRY_MAX.0));
+                self.failures += 1;
+                let gave_up = self.failures >= FAILURES_MAX;
+                self.not_revocable |= gave_up;
+                Answered::Failed { gave_up }
+            }
+        }
+    }
+
+    /// Puts a client that counted as not revocable to the test again; one more failure restores the verdict.
+    pub(crate) fn reconsider(&mut self) {
+        self.not_revocable = false;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WITHIN: Nanos = Nanos::seconds(5);
+
+    #[test]
+    fn an_answer_to_an_older_epoch_changes_nothing() {
+        let mut lease = Lease::open(Nanos::ZERO, Epoch(0));
+        let old = lease.revoke(Nanos::ZERO, WITHIN);
+        lease.grant(Nanos::ZERO);
+        lease.revoke(Nanos::ZERO, WITHIN);
+        let done = Drain::Done { took: Nanos::MILLI };
+        assert_eq!(lease.answer(Nanos::ZERO, old, done), Answered::Stale);
+        assert!(lease.is_draining());
+        assert_eq!(lease.answer(Nanos::ZERO, lease.epoch(), done), Answered::Drained);
+        assert_eq!(lease.answer(Nanos::ZERO, lease.epoch(), done), Answered::Stale);
+    }
+
+    #[test]
+    fn the_third_failed_drain_makes_a_client_not_revocable_and_pauses_grow() {
+        let mut lease = Lease::open(Nanos::ZERO, Epoch(0));
+        let mut pauses = Vec::new();
+        for round in 0..3 {
+            let epoch = lease.revoke(Nanos::ZERO, WITHIN);
+            let answered = lease.answer(Nanos::ZERO, epoch, Drain::TimedOut);
+            assert_eq!(answered, Answered::Failed { gave_up: round == 2 });
+            assert!(lease.is_open());
+            pauses.push(lease.retry_at());
+        }
+        assert!(lease.not_revocable());
+        assert!(pauses.is_sorted_by(|a, b| a < b));
+    }
+
+    #[test]
+    fn silence_is_reported_once_and_a_late_answer_still_counts() {
+        let mut lease = Lease::open(Nanos::ZERO, Epoch(0));
+        let epoch = lease.revoke(Nanos::ZERO, WITHIN);
+        assert!(!lease.expire(WITHIN));
+        assert!(lease.expire(WITHIN + Nanos::SECOND));
+        assert!(!lease.expire(WITHIN + Nanos::SECOND));
+        let done = Drain::Done { took: Nanos::seconds(9) };
+        assert_eq!(lease.answer(Nanos::seconds(9), epoch, done), Answered::Drained);
+        assert!(!lease.unresponsive());
+    }
+}

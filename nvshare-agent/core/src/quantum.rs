@@ -1,0 +1,160 @@
+//! How long a turn lasts, from what a hand-over costs.
+//!
+//! **Approach.** A hand-over costs the drain of the one that leaves, what the shim moves, and the time until
+//! the bytes that the driver brings in have fallen below a tenth of their peak. The quantum is that cost
+//! divided by the share of time that hand-overs may take.
+//!
+//! **Invariants.** A derived quantum is never shorter than twice the cost, whatever the configured maximum
+//! says: a turn that is spent bringing memory back is worse than none.
+
+use crate::units::{Bytes, Nanos};
+
+/// A rate below this share of the peak (thousandths) means that the working set is back.
+const SETTLED_MILLI: u64 = 100;
+/// No derived quantum is shorter, so that a turn spans bins enough to be measured.
+const FLOOR: Nanos = Nanos::millis(200);
+/// The trial's quantum, in hand-over costs.
+const PROVISIONAL_COSTS: u64 = 4;
+/// The shortest quantum an operator can fix; below it there is nothing but hand-overs.
+pub(crate) const FIXED_MIN: Nanos = Nanos::MILLI;
+
+/// What it costs to give the GPU to one client.
+#[derive(Debug, Default)]
+pub(crate) struct HandoverCost {
+    measured: Option<Nanos>,
+    slice: Option<Slice>,
+}
+
+/// The turn that is being measured.
+#[derive(Debug)]
+struct Slice {
+    granted: Nanos,
+    /// Spent before the gate opened.
+    before: Nanos,
+    /// Bytes per second.
+    peak: u64,
+}
+
+impl HandoverCost {
+    pub(crate) fn measured(&self) -> Option<Nanos> {
+        self.measured
+    }
+
+    /// A turn begins, after a drain that took this long.
+    pub(crate) fn granted(&mut self, now: Nanos, drain: Nanos) {
+        self.slice = Some(Slice { granted: now, before: drain, peak: 0 });
+    }
+
+    /// One bin of the turn: what came in for the GPU's faults.
+    pub(crate) fn bin(&mut self, at: Nanos, interval: Nanos, bytes_in: Bytes) {
+        let Some(slice) = &mut self.slice else { return };
+        let begins = at.since(interval);
+        let rate =
+            (u128::from(bytes_in.0) * u128::from(Nanos::SECOND.0) / u128::from(interval.0.max(1))) as u64;
+        let settled = rate == 0 || rate < Bytes(slice.peak).per_mille(SETTLED_MILLI).0;
+        slice.peak = slice.peak.max(rate);
+        // A bin that began before the grant is empty in part, and its rate says nothing about the end.
+        if settled && begins >= slice.granted {
+            let cost = slice.before + if slice.peak == 0 { Nanos::ZERO } else { begins.since(slice.granted) };
+            self.slice = None;
+            self.learn(cost);
+        }
+    }
+
+    /// The turn ends; if memory was still coming in, the cost is at least the whole turn.
+    pub(crate) fn ended(&mut self, now: Nanos) {
+        if let Some(slice) = self.slice.take()
+            && slice.peak > 0
+        {
+            self.learn(slice.before + now.since(slice.granted));
+        }
+    }
+
+    /// No figures of this client can be had, or they say nothing about a hand-over.
+    pub(crate) fn void(&mut self) {
+        self.slice = None;
+    }
+
+    /// Rises fast and falls slowly: too short a quantum costs more than too long a one.
+    fn learn(&mut self, cost: Nanos) {
+        self.measured = Some(self.measured.map_or(cost, |old| {
+            if cost > old { Nanos(old.0 / 2 + cost.0 / 2) } else { Nanos(old.0 - (old.0 - cost.0) / 4) }
+        }));
+    }
+}
+
+/// The cost before any was measured: the link carries everything once.
+pub(crate) fn estimated_cost(managed: Bytes, capacity: Bytes, link_rate: Bytes) -> Option<Nanos> {
+    let bytes = u128::from(managed.min(capacity).0);
+    let nanos = (bytes * u128::from(Nanos::SECOND.0)).checked_div(u128::from(link_rate.0))?;
+    Some(Nanos(u64::try_from(nanos).unwrap_or(u64::MAX)))
+}
+
+/// The quantum that follows from a cost; `None`: nothing is known of it.
+pub(crate) fn derived(cost: Option<Nanos>, overhead_milli: u32, max: Nanos, provisional: bool) -> Nanos {
+    let Some(cost) = cost else { return max.max(FLOOR) };
+    let wanted = if provisional {
+        cost.0.saturating_mul(PROVISIONAL_COSTS)
+    } else {
+        cost.0.saturating_mul(1000) / u64::from(overhead_milli.max(1))
+    };
+    Nanos(wanted.max(FLOOR.0).min(max.0).max(shortest(cost).0).max(FIXED_MIN.0))
+}
+
+/// The shortest turn that is worth its hand-over.
+pub(crate) fn shortest(cost: Nanos) -> Nanos {
+    Nanos(cost.0.saturating_mul(2))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BIN: Nanos = Nanos::millis(100);
+
+    #[test]
+    fn the_cost_ends_where_the_rate_falls_below_a_tenth_of_its_peak() {
+        let mut cost = HandoverCost::default();
+        cost.granted(Nanos::millis(1050), Nanos::millis(30));
+        for (end, mib) in [(1100, 20), (1200, 100), (1300, 90), (1400, 15), (1500, 5), (1600, 0)] {
+            cost.bin(Nanos::millis(end), BIN, Bytes::mib(mib));
+        }
+        assert_eq!(cost.measured(), Some(Nanos::millis(350 + 30)));
+    }
+
+    #[test]
+    fn a_resident_client_costs_only_the_drain() {
+        let mut cost = HandoverCost::default();
+        cost.granted(Nanos::ZERO, Nanos::millis(7));
+        cost.bin(BIN, BIN, Bytes::ZERO);
+        assert_eq!(cost.measured(), Some(Nanos::millis(7)));
+    }
+
+    #[test]
+    fn a_turn_that_ends_while_memory_still_comes_in_makes_the_next_one_longer() {
+        let mut cost = HandoverCost::default();
+        cost.granted(Nanos::ZERO, Nanos::ZERO);
+        cost.bin(BIN, BIN, Bytes::mib(100));
+        cost.ended(Nanos::millis(200));
+        let quantum = derived(cost.measured(), 1000, Nanos::MILLI, false);
+        assert_eq!(quantum, Nanos::millis(400));
+    }
+
+    #[test]
+    fn the_quantum_keeps_to_the_overhead_the_maximum_and_twice_the_cost_in_this_order() {
+        let max = Nanos::seconds(30);
+        assert_eq!(derived(Some(Nanos::millis(100)), 50, max, false), Nanos::seconds(2));
+        assert_eq!(derived(Some(Nanos::millis(100)), 50, max, true), Nanos::millis(400));
+        assert_eq!(derived(Some(Nanos::seconds(10)), 50, max, false), max);
+        assert_eq!(derived(Some(Nanos::seconds(20)), 50, max, false), Nanos::seconds(40));
+        assert_eq!(derived(None, 50, max, false), max);
+        assert_eq!(derived(Some(Nanos(u64::MAX)), 0, Nanos(u64::MAX), true), Nanos(u64::MAX));
+    }
+
+    #[test]
+    fn the_estimate_needs_a_link_rate_and_stops_at_the_capacity() {
+        let estimate = |link| estimated_cost(Bytes::gib(9), Bytes::gib(2), link);
+        assert_eq!(estimate(Bytes::gib(4)), Some(Nanos::millis(500)));
+        assert_eq!(estimate(Bytes::ZERO), None);
+    }
+}

@@ -1,0 +1,252 @@
+//! The engine on a small model of a GPU, from fit to thrash to cure and back.
+
+mod world;
+
+use nvshare_core::{Bytes, Config, Engine, Input, Mode, ModeOrder, Nanos, Order, Output, Poll, Reason};
+use world::{Access, CAPACITY_BLOCKS, Client, World, gpu};
+
+const A_MINUTE: Nanos = Nanos::seconds(60);
+
+fn cyclic(blocks: u64) -> Client {
+    Client::new(gpu(0), Access::Cyclic(blocks), blocks)
+}
+
+fn modes(world: &World) -> Vec<(Mode, Mode)> {
+    world.changes.iter().map(|change| (change.from, change.to)).collect()
+}
+
+#[test]
+fn two_that_fit_stay_shared_through_cold_start_and_work() {
+    let mut world = World::new(1);
+    world.join(cyclic(220));
+    world.join(cyclic(220));
+    world.run_for(A_MINUTE);
+    assert_eq!(modes(&world), []);
+    assert!(world.outputs.is_empty());
+}
+
+#[test]
+fn three_that_do_not_fit_take_turns_within_half_a_second_and_share_again_when_one_leaves() {
+    let mut world = World::new(1);
+    world.join(cyclic(220));
+    world.join(cyclic(220));
+    world.run_for(Nanos::seconds(3));
+    let third = world.join(cyclic(220));
+    world.run_until(A_MINUTE, |world| !world.changes.is_empty());
+    let refault = world.first_refault(gpu(0)).expect("three times 220 blocks on 512 must refault");
+    let change = world.changes.first().expect("no switch within a minute");
+    assert_eq!(change.to, Mode::Exclusive);
+    assert!(change.at.since(refault) <= Nanos::millis(500), "took {}", change.at.since(refault));
+    let Reason::Thrash { first_refault, provisional: true, .. } = change.reason else {
+        panic!("{:?}", change.reason)
+    };
+    assert!(change.at.since(first_refault) <= Nanos::millis(500));
+    assert!(refault.since(first_refault) <= Nanos::millis(100));
+
+    world.run_for(Nanos::seconds(30));
+    assert!(
+        matches!(world.changes.last().map(|change| &change.reason), Some(Reason::ThrashConfirmed { .. })),
+        "{:?}",
+        world.changes
+    );
+    world.leave(third);
+    assert!(matches!(world.changes.last().map(|change| &change.reason), Some(Reason::Fits { .. })));
+    world.run_for(A_MINUTE);
+    assert_eq!(world.engine.view(world.now).gpus[0].mode, Mode::Shared);
+    assert_eq!(world.changes.len(), 3, "{:?}", world.changes);
+}
+
+#[test]
+fn taking_turns_gets_far_more_done_than_thrashing() {
+    let progress = |mode: ModeOrder| {
+        let mut world = World::new(1);
+        world.tell(Input::Order(Order::Mode { gpu: None, mode }));
+        for _ in 0..2 {
+            world.join(cyclic(480));
+        }
+        world.run_for(A_MINUTE);
+        world.clients.values().map(|client| client.progress).sum::<u64>()
+    };
+    let (auto, shared) = (progress(ModeOrder::Auto), progress(ModeOrder::Shared));
+    assert!(auto > 3 * shared, "auto {auto}, shared {shared}");
+}
+
+#[test]
+fn one_client_larger_than_the_card_is_left_alone_and_counted() {
+    let mut world = World::new(1);
+    world.join(cyclic(CAPACITY_BLOCKS * 12 / 10));
+    world.run_for(A_MINUTE);
+    assert_eq!(modes(&world), []);
+    let view = world.engine.view(world.now);
+    assert!(view.gpus[0].self_refaults > Bytes::gib(1));
+    assert_eq!(view.gpus[0].curable_refaults, Bytes::ZERO);
+}
+
+#[test]
+fn two_clients_larger_than_the_card_are_left_alone_for_turns_cure_nothing() {
+    let mut world = World::new(1);
+    world.join(cyclic(CAPACITY_BLOCKS * 12 / 10));
+    world.join(cyclic(CAPACITY_BLOCKS * 12 / 10));
+    world.run_for(A_MINUTE);
+    assert_eq!(modes(&world), []);
+}
+
+#[test]
+fn streams_that_never_look_back_stay_shared() {
+    let mut world = World::new(1);
+    for _ in 0..2 {
+        world.join(Client::new(gpu(0), Access::Stream, CAPACITY_BLOCKS - 10));
+    }
+    world.run_for(A_MINUTE);
+    assert!(world.clients.values().all(|client| !client.busy), "the streams did not end");
+    assert_eq!(modes(&world), []);
+}
+
+#[test]
+fn processes_of_one_job_are_not_set_against_each_other() {
+    let mut world = World::new(1);
+    for _ in 0..2 {
+        world.join(Client { job: nvshare_core::JobId(7), ..cyclic(300) });
+    }
+    world.run_for(A_MINUTE);
+    assert_eq!(modes(&world), []);
+}
+
+#[test]
+fn an_ordered_exclusive_mode_makes_clients_alternate_without_any_pressure() {
+    let mut world = World::new(1);
+    let first = world.join(cyclic(100));
+    let second = world.join(cyclic(100));
+    world.tell(Input::Order(Order::Quantum { quantum: Some(Nanos::SECOND) }));
+    world.run_for(Nanos::SECOND);
+    world.tell(Input::Order(Order::Mode { gpu: None, mode: ModeOrder::Exclusive }));
+    let mut runs = Vec::new();
+    for _ in 0..2000 {
+        world.run_for(Nanos::millis(10));
+        let running: Vec<_> = world.clients.iter().filter(|(_, c)| c.runs()).map(|(&id, _)| id).collect();
+        assert!(running.len() <= 1 || world.now < Nanos::millis(1050), "{running:?} at {}", world.now);
+        if let [id] = running[..]
+            && runs.last() != Some(&id)
+        {
+            runs.push(id);
+        }
+    }
+    assert!(runs.len() >= 15, "{runs:?}");
+    assert!(
+        runs.windows(2).all(|pair| pair[0] != pair[1]) && runs.contains(&first) && runs.contains(&second)
+    );
+    assert_eq!(world.engine.view(world.now).gpus[0].mode, Mode::Exclusive);
+    world.tell(Input::Order(Order::Mode { gpu: None, mode: ModeOrder::Auto }));
+    assert_eq!(world.engine.view(world.now).gpus[0].mode, Mode::Shared);
+}
+
+#[test]
+fn a_client_without_work_costs_the_others_nothing_and_gets_its_turn_when_it_has_some() {
+    let mut world = World::new(1);
+    let ids: Vec<_> = (0..3).map(|_| world.join(cyclic(300))).collect();
+    world.run_for(Nanos::seconds(20));
+    assert_eq!(world.engine.view(world.now).gpus[0].mode, Mode::Exclusive);
+    world.clients.get_mut(&ids[1]).expect("joined").busy = false;
+    world.run_for(Nanos::seconds(10));
+    let grants = |world: &World| world.engine.view(world.now).gpus[0].clients[1].grants;
+    let before = grants(&world);
+    world.run_for(Nanos::seconds(20));
+    assert_eq!(grants(&world), before);
+    let progress = world.clients[&ids[1]].progress;
+    world.clients.get_mut(&ids[1]).expect("joined").busy = true;
+    world.run_for(Nanos::seconds(30));
+    assert!(world.clients[&ids[1]].progress > progress);
+}
+
+#[test]
+fn a_client_that_hangs_is_reported_and_the_others_go_on() {
+    let mut world = World::new(1);
+    let ids: Vec<_> = (0..3).map(|_| world.join(cyclic(300))).collect();
+    world.run_until(A_MINUTE, |world| !world.changes.is_empty());
+    world.clients.get_mut(&ids[0]).expect("joined").answers = false;
+    world.run_for(Nanos::seconds(60));
+    let unresponsive =
+        |output: &Output| matches!(output, Output::Unresponsive { client, .. } if *client == ids[0]);
+    assert!(world.outputs.iter().any(unresponsive));
+    let before: Vec<u64> = ids.iter().map(|id| world.clients[id].progress).collect();
+    world.run_for(Nanos::seconds(30));
+    assert!(ids[1..].iter().zip(&before[1..]).all(|(id, before)| world.clients[id].progress > *before));
+    world.clients.get_mut(&ids[0]).expect("joined").answers = true;
+    world.run_for(Nanos::seconds(30));
+    let late = world.clients[&ids[0]].progress;
+    world.run_for(Nanos::seconds(30));
+    assert!(world.clients[&ids[0]].progress > late, "an answer that came late was not accepted");
+}
+
+#[test]
+fn two_gpus_decide_for_themselves() {
+    let mut world = World::new(2);
+    for _ in 0..3 {
+        world.join(cyclic(300));
+        world.join(Client::new(gpu(1), Access::Cyclic(100), 100));
+    }
+    world.run_for(Nanos::seconds(20));
+    let view = world.engine.view(world.now);
+    assert_eq!((view.gpus[0].mode, view.gpus[1].mode), (Mode::Exclusive, Mode::Shared));
+}
+
+#[test]
+fn a_client_on_two_gpus_gets_both_or_neither_and_nobody_deadlocks() {
+    let mut world = World::new(2);
+    world.tell(Input::Order(Order::Mode { gpu: None, mode: ModeOrder::Exclusive }));
+    world.tell(Input::Order(Order::Quantum { quantum: Some(Nanos::millis(500)) }));
+    let both = |swap: bool| {
+        let mut client = cyclic(100);
+        client.gpus = if swap { vec![gpu(1), gpu(0)] } else { vec![gpu(0), gpu(1)] };
+        client
+    };
+    let ids = [
+        world.join(both(false)),
+        world.join(both(true)),
+        world.join(cyclic(100)),
+        world.join(Client::new(gpu(1), Access::Cyclic(100), 100)),
+    ];
+    for round in 0..4 {
+        let before: Vec<u64> = ids.iter().map(|id| world.clients[id].progress).collect();
+        world.run_for(Nanos::seconds(10));
+        for (id, before) in ids.iter().zip(before) {
+            assert!(world.clients[id].progress > before, "{id} did not run in round {round}");
+        }
+    }
+}
+
+#[test]
+fn weights_are_shares_of_gpu_time() {
+    let mut world = World::new(1);
+    world.tell(Input::Order(Order::Mode { gpu: None, mode: ModeOrder::Exclusive }));
+    world.tell(Input::Order(Order::Quantum { quantum: Some(Nanos::SECOND) }));
+    world.join(Client { weight_milli: 1000, ..cyclic(100) });
+    world.join(Client { weight_milli: 250, ..cyclic(100) });
+    world.run_for(Nanos::seconds(300));
+    let view = world.engine.view(world.now);
+    let granted: Vec<u64> = view.gpus[0].clients.iter().map(|client| client.granted.as_millis()).collect();
+    let ratio_milli = granted[0] * 1000 / granted[1].max(1);
+    assert!((3500..=4500).contains(&ratio_milli), "{granted:?}");
+}
+
+#[test]
+fn a_recorded_run_replays_to_the_same_outputs_even_through_json() {
+    let mut world = World::new(1);
+    for _ in 0..3 {
+        world.join(cyclic(300));
+    }
+    world.run_for(Nanos::seconds(20));
+    assert!(world.outputs.len() > 10);
+    let json = serde_json::to_string(&world.inputs).expect("inputs are serialisable");
+    let inputs: Vec<(Nanos, Input)> = serde_json::from_str(&json).expect("and readable again");
+    let mut engine = Engine::new(Config::default());
+    let mut outputs = Vec::new();
+    for (at, input) in inputs {
+        engine.handle(at, input);
+        while let Poll::Emit(output) = engine.poll() {
+            outputs.push(output);
+        }
+    }
+    assert_eq!(outputs, world.outputs);
+    assert_eq!(engine.view(world.now), world.engine.view(world.now));
+}
