@@ -7,7 +7,9 @@
 
 mod cargo;
 mod demo;
+mod ebpf;
 mod run_agent;
+mod setup_ebpf;
 mod test;
 
 use clap::{Parser, Subcommand};
@@ -28,6 +30,8 @@ enum Task {
     RunAgent(run_agent::Args),
     Demo(demo::Args),
     Test(test::Args),
+    Ebpf(ebpf::Args),
+    SetupEbpf(setup_ebpf::Args),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -35,5 +39,7 @@ fn main() -> anyhow::Result<()> {
         Task::RunAgent(args) => run_agent::run(&args),
         Task::Demo(args) => demo::run(&args),
         Task::Test(args) => test::run(&args),
+        Task::Ebpf(args) => ebpf::run(&args),
+        Task::SetupEbpf(args) => setup_ebpf::run(&args),
     }
 }
