@@ -25,6 +25,9 @@ use stall::Stall;
 pub(crate) const EXPIRY: Nanos = Nanos::seconds(2);
 /// The figures reported with an alarm cover this much time.
 const WINDOW: Nanos = Nanos::SECOND;
+/// Of this many last bins, [`HELD_UP`] must show the GPU held up by paging.
+const JUDGED: usize = 3;
+const HELD_UP: usize = 2;
 /// Bins kept at most, whatever their length.
 const BINS_MAX: usize = 64;
 
@@ -114,7 +117,8 @@ impl Detector {
 
     /// The alarm, if the evidence suffices and paging holds the GPU up.
     pub(crate) fn alarm(&self) -> Option<Alarm> {
-        let held_up = self.bins.iter().rev().take(3).filter(|bin| bin.stall.held_up()).count() >= 2;
+        let held_up =
+            self.bins.iter().rev().take(JUDGED).filter(|bin| bin.stall.held_up()).count() >= HELD_UP;
         let extreme = self.bins.len() >= 2
             && self.bins.iter().rev().take(2).all(|bin| bin.mostly_curable && bin.stall.extreme());
         ((self.cusum.alarmed() && held_up) || extreme).then_some(())?;
@@ -130,9 +134,10 @@ impl Detector {
         self.cusum.score_milli()
     }
 
-    /// Mean share of fault service over the bins that have it, in thousandths.
+    /// Mean share of fault service over those of the bins under judgement that have it, in thousandths.
     pub(crate) fn stall_milli(&self) -> Option<u32> {
-        let sensed: Vec<u32> = self.bins.iter().filter_map(|bin| bin.stall.sensed_milli).collect();
+        let judged = self.bins.iter().rev().take(JUDGED);
+        let sensed: Vec<u32> = judged.filter_map(|bin| bin.stall.sensed_milli).collect();
         let count = u32::try_from(sensed.len()).unwrap_or(u32::MAX);
         (count > 0).then(|| sensed.iter().sum::<u32>() / count)
     }

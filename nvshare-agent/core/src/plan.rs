@@ -22,7 +22,7 @@ const QUIET_PROVISIONAL: u32 = 1;
 const QUIET_CONFIRMED: u32 = 2;
 /// The most quiet rotations that are ever asked for.
 pub(crate) const QUIET_MAX: u32 = 8;
-/// A trial whose rotations are neither quiet nor telling is confirmed after this many.
+/// A trial whose rotations are neither quiet nor telling, or cannot be judged, is confirmed after this many.
 const UNDECIDED_MAX: u32 = 4;
 /// An alarm this long after the last leave is a new story.
 const FORGIVEN_AFTER: Nanos = Nanos::seconds(60);
@@ -127,11 +127,12 @@ impl Plan {
         let (left, relapses) = (self.left_quiet_at, self.relapses);
         let Phase::Turns { stage, since, rotations, quiet } = &mut self.phase else { return Verdict::Stay };
         *rotations = rotations.saturating_add(1);
-        if *stage == Stage::Ordered || !rotated.known {
-            *quiet = 0;
+        if *stage == Stage::Ordered {
             return Verdict::Stay;
         }
-        *quiet = if rotated.moved <= capacity.per_mille(QUIET_MILLI) { *quiet + 1 } else { 0 };
+        // What was seen to move is a lower bound: it can confirm a conflict, but not rule one out.
+        let is_quiet = rotated.known && rotated.moved <= capacity.per_mille(QUIET_MILLI);
+        *quiet = if is_quiet { *quiet + 1 } else { 0 };
         let base = match stage {
             Stage::Provisional => QUIET_PROVISIONAL,
             Stage::Confirmed | Stage::Ordered => QUIET_CONFIRMED,
@@ -207,11 +208,13 @@ mod tests {
     }
 
     #[test]
-    fn unknown_rotations_and_orders_decide_nothing() {
+    fn rotations_that_cannot_be_judged_never_end_turns_and_orders_stand_above_all() {
         let mut plan = Plan::new();
         plan.alarm(Nanos::ZERO);
         let unknown = Rotated { moved: Bytes::ZERO, known: false };
-        assert_eq!(plan.rotated(Nanos::SECOND, unknown, CAPACITY, Nanos::ZERO), Verdict::Stay);
+        let verdicts = [(); 5].map(|()| plan.rotated(Nanos::SECOND, unknown, CAPACITY, Nanos::ZERO));
+        assert_eq!(verdicts.map(|verdict| verdict == Verdict::Confirm), [false, false, false, true, false]);
+        assert!(verdicts.iter().all(|verdict| !matches!(verdict, Verdict::Leave { .. })));
         plan.enter(Nanos::ZERO, Stage::Ordered);
         assert_eq!(rotate(&mut plan, Nanos::SECOND, Bytes::ZERO), Verdict::Stay);
     }

@@ -1,7 +1,7 @@
 //! How long a turn lasts, from what a hand-over costs.
 //!
-//! **Approach.** A hand-over costs the drain of the one that leaves, what the shim moves, and the time until
-//! the bytes that the driver brings in have fallen below a tenth of their peak. The quantum is that cost
+//! **Approach.** A hand-over costs the drain of the one that leaves, and the time from the grant until the
+//! bytes that come in, by whoever's hand, have fallen below a tenth of their peak. The quantum is that cost
 //! divided by the share of time that hand-overs may take.
 //!
 //! **Invariants.** A derived quantum is never shorter than twice the cost, whatever the configured maximum

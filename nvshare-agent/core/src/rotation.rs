@@ -16,8 +16,10 @@ use crate::{
 const WEIGHT_RATIO_MAX: u32 = 100;
 /// Debt beyond this many quanta is forgiven: one overlong turn must not lock a job out.
 const DEBT_MAX: i64 = 4;
-/// Whoever waits this long no longer stands behind higher classes.
+/// Whoever waits this long no longer stands behind higher classes; longer, where [`AGED_ROUNDS`] take longer.
 const AGED: Nanos = Nanos::seconds(60);
+/// Waiting for this many rounds of turns is to be expected.
+const AGED_ROUNDS: u64 = 2;
 
 /// A job that wants a turn.
 #[derive(Clone, Copy, Debug)]
@@ -45,8 +47,10 @@ pub(crate) struct Rotation {
 impl Rotation {
     /// The job to run next.
     pub(crate) fn next(&mut self, candidates: &[Candidate], quantum: Nanos) -> Option<JobId> {
+        let round = quantum.0.saturating_mul(candidates.len() as u64);
+        let aged = AGED.max(Nanos(round.saturating_mul(AGED_ROUNDS)));
         let class = |candidate: &Candidate| {
-            if candidate.waiting >= AGED { i32::MAX } else { candidate.priority }
+            if candidate.waiting >= aged { i32::MAX } else { candidate.priority }
         };
         let top = candidates.iter().map(class).max()?;
         let contenders: Vec<&Candidate> = candidates.iter().filter(|c| class(c) == top).collect();

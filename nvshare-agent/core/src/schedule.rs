@@ -6,7 +6,7 @@
 //! **Approach.** Each GPU has at most one turn. A turn is *acquired* (others drain) and then *runs*. It ends
 //! only when somebody waits: at the end of its quantum, or once the holder is idle for about as long as
 //! coming back would cost. A job on several GPUs acquires them in the order of their UUIDs and runs when it
-//! holds all; on its further GPUs it goes first, since it keeps others idle meanwhile.
+//! holds all; while it waits for a further one, the turn that runs there is kept short, since GPUs stand idle.
 //!
 //! **Invariants.** A job acquires a GPU only while it holds all its lower ones, and a turn that breaks this
 //! rule is dropped, so acquisitions never wait in a circle. Running turns end by the clock. A GPU in shared
@@ -242,9 +242,6 @@ impl Engine {
         let gpu = self.gpus.get(&id)?;
         let able: Vec<JobId> = gpu.jobs().into_iter().filter(|&job| self.may_acquire(id, job)).collect();
         let wanting: Vec<JobId> = able.iter().copied().filter(|&job| self.wants(job)).collect();
-        if let Some(&gang) = wanting.iter().find(|&&job| self.gang(job).first() != Some(&id)) {
-            return Some(gang);
-        }
         let candidate = |&job: &JobId| Candidate {
             job,
             weight_milli: gpu.of_job(job).map(|(_, member)| member.weight_milli).max().unwrap_or(1),
@@ -324,9 +321,7 @@ impl Engine {
                 }
             };
             if running && self.wants(job) {
-                for id in self.gang(job) {
-                    self.grant_closed(id, job);
-                }
+                self.grant_closed(id, job);
             }
         }
         changed || self.outbox.len() > before

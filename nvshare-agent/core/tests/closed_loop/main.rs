@@ -2,8 +2,10 @@
 
 mod world;
 
-use nvshare_core::{Bytes, Config, Engine, Input, Mode, ModeOrder, Nanos, Order, Output, Poll, Reason};
-use world::{Access, CAPACITY_BLOCKS, Client, World, gpu};
+use nvshare_core::{
+    Bytes, Config, Engine, Epoch, Input, Mode, ModeOrder, Nanos, Order, Output, Poll, Reason,
+};
+use world::{Access, CAPACITY_BLOCKS, Client, Manner, World, gpu};
 
 const A_MINUTE: Nanos = Nanos::seconds(60);
 
@@ -163,7 +165,7 @@ fn a_client_that_hangs_is_reported_and_the_others_go_on() {
     let mut world = World::new(1);
     let ids: Vec<_> = (0..3).map(|_| world.join(cyclic(300))).collect();
     world.run_until(A_MINUTE, |world| !world.changes.is_empty());
-    world.clients.get_mut(&ids[0]).expect("joined").answers = false;
+    world.clients.get_mut(&ids[0]).expect("joined").manner = Manner::Silent;
     world.run_for(Nanos::seconds(60));
     let unresponsive =
         |output: &Output| matches!(output, Output::Unresponsive { client, .. } if *client == ids[0]);
@@ -171,7 +173,7 @@ fn a_client_that_hangs_is_reported_and_the_others_go_on() {
     let before: Vec<u64> = ids.iter().map(|id| world.clients[id].progress).collect();
     world.run_for(Nanos::seconds(30));
     assert!(ids[1..].iter().zip(&before[1..]).all(|(id, before)| world.clients[id].progress > *before));
-    world.clients.get_mut(&ids[0]).expect("joined").answers = true;
+    world.clients.get_mut(&ids[0]).expect("joined").manner = Manner::Prompt;
     world.run_for(Nanos::seconds(30));
     let late = world.clients[&ids[0]].progress;
     world.run_for(Nanos::seconds(30));
@@ -206,9 +208,16 @@ fn a_client_on_two_gpus_gets_both_or_neither_and_nobody_deadlocks() {
         world.join(cyclic(100)),
         world.join(Client::new(gpu(1), Access::Cyclic(100), 100)),
     ];
+    world.run_for(Nanos::seconds(2));
     for round in 0..4 {
         let before: Vec<u64> = ids.iter().map(|id| world.clients[id].progress).collect();
-        world.run_for(Nanos::seconds(10));
+        for _ in 0..1000 {
+            world.run_for(Nanos::millis(10));
+            for id in &ids[..2] {
+                let client = &world.clients[id];
+                assert_eq!(client.open(gpu(0)), client.open(gpu(1)), "{id} has one of two at {}", world.now);
+            }
+        }
         for (id, before) in ids.iter().zip(before) {
             assert!(world.clients[id].progress > before, "{id} did not run in round {round}");
         }
@@ -249,4 +258,143 @@ fn a_recorded_run_replays_to_the_same_outputs_even_through_json() {
     }
     assert_eq!(outputs, world.outputs);
     assert_eq!(engine.view(world.now), world.engine.view(world.now));
+}
+
+#[test]
+fn without_the_fault_thread_the_share_of_the_link_stands_in() {
+    let mut world = World::new(1);
+    world.fault_thread = false;
+    for _ in 0..3 {
+        world.join(cyclic(300));
+    }
+    world.run_until(A_MINUTE, |world| !world.changes.is_empty());
+    let Some(Reason::Thrash { stall_milli: None, .. }) = world.changes.first().map(|change| &change.reason)
+    else {
+        panic!("{:?}", world.changes)
+    };
+    assert!(world.now <= Nanos::seconds(5));
+}
+
+#[test]
+fn without_counters_nothing_is_concluded_and_turns_end_when_they_are_lost() {
+    let mut world = World::new(1);
+    world.counters = false;
+    for _ in 0..3 {
+        world.join(cyclic(300));
+    }
+    world.run_for(Nanos::seconds(20));
+    assert_eq!(modes(&world), []);
+    world.counters = true;
+    world.run_for(Nanos::seconds(5));
+    assert_eq!(modes(&world).first(), Some(&(Mode::Shared, Mode::Exclusive)));
+    world.counters = false;
+    let lost = world.now;
+    world.run_until(A_MINUTE, |world| world.changes.last().is_some_and(|change| change.to == Mode::Shared));
+    assert_eq!(world.changes.last().map(|change| &change.reason), Some(&Reason::Blind));
+    assert_eq!(world.now.since(lost), Nanos::seconds(10));
+}
+
+#[test]
+fn a_conflict_that_goes_away_ends_after_quiet_rotations_and_stays_away() {
+    let mut world = World::new(1);
+    let ids: Vec<_> = (0..3).map(|_| world.join(cyclic(300))).collect();
+    world.run_for(Nanos::seconds(10));
+    assert_eq!(world.engine.view(world.now).gpus[0].mode, Mode::Exclusive);
+    for id in &ids {
+        // The allocations stay, so that only the hand-overs tell.
+        world.clients.get_mut(id).expect("joined").access = Access::Cyclic(100);
+    }
+    world.run_for(Nanos::seconds(120));
+    let last = world.changes.last().expect("changes");
+    assert!(matches!(last.reason, Reason::EvictionFree { rotations: 2.., .. }), "{last:?}");
+    assert_eq!(world.engine.view(world.now).gpus[0].mode, Mode::Shared);
+}
+
+#[test]
+fn a_client_whose_drains_fail_is_packed_around_and_asked_again_when_idle() {
+    let mut world = World::new(1);
+    let ids: Vec<_> = (0..3).map(|_| world.join(cyclic(300))).collect();
+    world.clients.get_mut(&ids[0]).expect("joined").manner = Manner::TimesOut;
+    world.run_for(Nanos::seconds(20));
+    let given_up = world
+        .outputs
+        .iter()
+        .filter(|output| matches!(output, Output::NotRevocable { client, .. } if *client == ids[0]))
+        .count();
+    assert_eq!(given_up, 1);
+    let before: Vec<u64> = ids.iter().map(|id| world.clients[id].progress).collect();
+    world.run_for(Nanos::seconds(30));
+    for (id, before) in ids.iter().zip(before) {
+        assert!(world.clients[id].progress > before, "{id} does not run");
+    }
+    let stubborn = world.clients.get_mut(&ids[0]).expect("joined");
+    stubborn.manner = Manner::Prompt;
+    stubborn.busy = false;
+    world.run_for(Nanos::seconds(5));
+    assert!(!world.clients[&ids[0]].open(gpu(0)), "an idle client that can be revoked is");
+}
+
+#[test]
+fn a_newcomer_is_revoked_at_once_while_others_take_turns() {
+    let mut world = World::new(1);
+    for _ in 0..2 {
+        world.join(cyclic(480));
+    }
+    world.run_for(Nanos::seconds(10));
+    let outputs = world.outputs.len();
+    let third = world.join(cyclic(480));
+    let revoked = |output: &Output| matches!(output, Output::Revoke { client, epoch: Epoch(1), .. } if *client == third);
+    assert!(world.outputs[outputs..].iter().any(revoked));
+}
+
+#[test]
+fn a_yield_with_a_stale_epoch_is_ignored_and_a_true_one_hands_over() {
+    let mut world = World::new(1);
+    for _ in 0..2 {
+        world.join(cyclic(480));
+    }
+    world.run_for(Nanos::seconds(10));
+    // A turn has just begun, far from its end.
+    let turns = world.outputs.len();
+    world.run_until(A_MINUTE, |world| matches!(world.outputs[turns..].last(), Some(Output::Grant { .. })));
+    let Some(Output::Grant { client, gpu, epoch, .. }) = world.outputs.last().cloned() else {
+        panic!("no grant")
+    };
+    let outputs = world.outputs.len();
+    world.tell(Input::Yielded { client, gpu, epoch: Epoch(epoch.0 - 1) });
+    assert_eq!(world.outputs.len(), outputs);
+    world.tell(Input::Yielded { client, gpu, epoch });
+    assert!(
+        matches!(world.outputs.last(), Some(Output::Revoke { client: revoked, .. }) if *revoked == client)
+    );
+}
+
+#[test]
+fn a_holder_that_vanishes_is_replaced_at_once() {
+    let mut world = World::new(1);
+    let ids: Vec<_> = (0..3).map(|_| world.join(cyclic(300))).collect();
+    world.run_for(Nanos::seconds(10));
+    let holder = *ids.iter().find(|id| world.clients[id].runs()).expect("somebody runs");
+    let outputs = world.outputs.len();
+    world.leave(holder);
+    let granted = |output: &Output| matches!(output, Output::Grant { client, .. } if *client != holder);
+    assert!(world.outputs[outputs..].iter().any(granted));
+}
+
+#[test]
+fn orders_for_all_gpus_hold_for_later_ones_and_a_lost_gpu_opens_its_gates() {
+    let mut world = World::new(1);
+    world.tell(Input::Order(Order::Mode { gpu: None, mode: ModeOrder::Exclusive }));
+    let late = gpu(9);
+    let mut both = cyclic(10);
+    both.gpus = vec![late];
+    let ids = [world.join(both), world.join(Client { gpus: vec![late], ..cyclic(10) })];
+    world.tell(Input::Gpu { gpu: late, capacity: Bytes::gib(1), link_rate: Bytes::gib(1) });
+    let view = world.engine.view(world.now);
+    assert_eq!((view.gpus[1].mode, view.gpus[1].order), (Mode::Exclusive, ModeOrder::Exclusive));
+    assert_eq!(view.gpus[1].clients.len(), 2, "clients that came before their GPU were lost");
+    world.run_for(Nanos::seconds(1));
+    assert!(ids.iter().any(|id| !world.clients[id].open(late)));
+    world.tell(Input::GpuGone { gpu: late });
+    assert!(ids.iter().all(|id| world.clients[id].open(late)));
 }

@@ -27,6 +27,14 @@ pub(crate) enum Access {
     Stream,
 }
 
+/// How a client meets revocations.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Manner {
+    Prompt,
+    Silent,
+    TimesOut,
+}
+
 #[derive(Debug)]
 pub(crate) struct Client {
     pub(crate) access: Access,
@@ -34,8 +42,7 @@ pub(crate) struct Client {
     pub(crate) gpus: Vec<GpuId>,
     pub(crate) job: JobId,
     pub(crate) weight_milli: u32,
-    /// Answers revocations.
-    pub(crate) answers: bool,
+    pub(crate) manner: Manner,
     /// Has work to do.
     pub(crate) busy: bool,
     /// Blocks touched since the start.
@@ -51,14 +58,14 @@ impl Client {
             gpus: vec![gpu],
             job: JobId(0),
             weight_milli: 1000,
-            answers: true,
+            manner: Manner::Prompt,
             busy: true,
             progress: 0,
             gates: BTreeMap::new(),
         }
     }
 
-    fn open(&self, gpu: GpuId) -> bool {
+    pub(crate) fn open(&self, gpu: GpuId) -> bool {
         self.gates.get(&gpu).is_some_and(|gate| gate.0)
     }
 
@@ -86,8 +93,10 @@ pub(crate) struct World {
     pub(crate) changes: Vec<PlanChange>,
     pub(crate) outputs: Vec<Output>,
     pub(crate) inputs: Vec<(Nanos, Input)>,
-    /// When a block that had been evicted first came back, by GPU.
     cards: BTreeMap<GpuId, Card>,
+    /// Which sensors there are.
+    pub(crate) counters: bool,
+    pub(crate) fault_thread: bool,
     deadline: Option<Nanos>,
     next_client: u64,
 }
@@ -106,6 +115,8 @@ impl World {
             outputs: Vec::new(),
             inputs: Vec::new(),
             cards: BTreeMap::new(),
+            counters: true,
+            fault_thread: true,
             deadline: None,
             next_client: 1,
         };
@@ -150,6 +161,7 @@ impl World {
         self.tell(Input::ClientLeft { client: id });
     }
 
+    /// When a block that had been evicted first came back.
     pub(crate) fn first_refault(&self, gpu: GpuId) -> Option<Nanos> {
         self.cards[&gpu].refault_at
     }
@@ -212,21 +224,17 @@ impl World {
     }
 
     fn answer_revocations(&mut self) {
-        let asked: Vec<(ClientId, GpuId, Epoch)> = self
-            .clients
-            .iter_mut()
-            .filter(|(_, client)| client.answers)
-            .flat_map(|(&id, client)| {
-                client.gates.iter_mut().filter_map(move |(&gpu, gate)| {
-                    let epoch = gate.1.take()?;
-                    gate.0 = false;
-                    Some((id, gpu, epoch))
-                })
-            })
-            .collect();
-        for (client, gpu, epoch) in asked {
-            let drain = Drain::Done { took: STEP };
-            self.tell(Input::Revoked { client, gpu, epoch, drain, moved: Bytes::ZERO });
+        let mut answers = Vec::new();
+        for (&id, client) in self.clients.iter_mut().filter(|(_, client)| client.manner != Manner::Silent) {
+            for (&gpu, gate) in &mut client.gates {
+                let Some(epoch) = gate.1.take() else { continue };
+                gate.0 = client.manner == Manner::TimesOut;
+                let drain = if gate.0 { Drain::TimedOut } else { Drain::Done { took: STEP } };
+                answers.push(Input::Revoked { client: id, gpu, epoch, drain, moved: Bytes::ZERO });
+            }
+        }
+        for answer in answers {
+            self.tell(answer);
         }
     }
 
@@ -287,10 +295,15 @@ impl World {
             let mut take = |of: fn(&mut Card) -> &mut BTreeMap<ClientId, u64>| std::mem::take(of(card));
             let (ins, outs) = (take(|card| &mut card.blocks_in), take(|card| &mut card.blocks_out));
             let busy = Nanos(std::mem::take(&mut card.busy_us) * 1000);
+            let counters = self.counters;
             let bytes = |of: &BTreeMap<ClientId, u64>, id: &ClientId| {
-                Some(Bytes(of.get(id).copied().unwrap_or(0) * Bytes::BLOCK.0))
+                counters.then(|| Bytes(of.get(id).copied().unwrap_or(0) * Bytes::BLOCK.0))
             };
-            let mut sample = GpuSample { interval: BIN, fault_busy: Some(busy), clients: Vec::new() };
+            let mut sample = GpuSample {
+                interval: BIN,
+                fault_busy: self.fault_thread.then_some(busy),
+                clients: Vec::new(),
+            };
             let mut activities = Vec::new();
             for (&id, client) in self.clients.iter().filter(|(_, client)| client.gpus.contains(&gpu)) {
                 let open = client.open(gpu);
