@@ -1,3 +1,9 @@
 //! What the agent sees of the driver. One file per source; each source may be absent.
 
+pub mod bpf;
+pub mod gpus;
+pub mod nvml;
+pub mod sampler;
+pub mod sensors;
 pub mod source;
+pub mod uvm_counters;

@@ -1,0 +1,219 @@
+//! Answers as text for people.
+
+use std::fmt::Write as _;
+
+use nvshare_core::{Bytes, ModeOrder};
+
+use crate::{
+    clients::client::ClientTotals,
+    driver::PlanEvent,
+    observe::source::{SensorState, SensorStatus},
+    operator::protocol::{ClientsReport, DoctorReport, ExplainReport, GpuReport, StatusReport},
+};
+
+/// Columns, each as wide as its widest cell; the last is not padded.
+fn table(head: &[&str], rows: &[Vec<String>]) -> String {
+    let width = |column: usize| {
+        rows.iter()
+            .map(|row| row.get(column).map_or(0, |cell| cell.chars().count()))
+            .chain([head.get(column).map_or(0, |cell| cell.chars().count())])
+            .max()
+            .unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..head.len()).map(width).collect();
+    let mut text = String::new();
+    let head: Vec<String> = head.iter().map(ToString::to_string).collect();
+    for row in std::iter::once(&head).chain(rows) {
+        let mut line = String::from(" ");
+        for (cell, width) in row.iter().zip(&widths) {
+            line.push(' ');
+            line.push_str(cell);
+            line.extend(std::iter::repeat_n(' ', width + 1 - cell.chars().count()));
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+fn bytes(count: u64) -> String {
+    Bytes(count).to_string()
+}
+
+fn or_dash<T>(value: Option<T>, text: impl Fn(T) -> String) -> String {
+    value.map_or_else(|| "-".to_owned(), text)
+}
+
+fn gpu_head(gpu: &GpuReport) -> String {
+    let mut text = format!("{} {}\n", gpu.gpu, gpu.name.as_deref().unwrap_or(""));
+    // Writing to a String does not fail.
+    let _ = write!(text, "  mode {}", gpu.mode);
+    match gpu.order {
+        ModeOrder::Auto => {}
+        ModeOrder::Shared | ModeOrder::Exclusive => text.push_str(" (ordered; `nvsharectl set mode auto` lets the agent decide)"),
+    }
+    if let Some(reason) = &gpu.reason {
+        let _ = write!(text, ": {reason}");
+    }
+    let _ = write!(
+        text,
+        "\n  managed {} of {}",
+        bytes(gpu.committed_bytes),
+        gpu.capacity_bytes.map_or_else(|| "an unknown size (no NVML; set [gpu] usable_memory)".to_owned(), bytes)
+    );
+    if let Some(quantum) = gpu.quantum_s {
+        let _ = write!(text, ", quantum {quantum:.2} s");
+    }
+    if let Some(cost) = gpu.handover_s {
+        let _ = write!(text, ", hand-over {cost:.2} s");
+    }
+    let _ = writeln!(
+        text,
+        "\n  thrash score {:.2}, stall {}, curable refaults {}, other refaults {}",
+        gpu.score,
+        or_dash(gpu.stall, |stall| format!("{:.0} %", stall * 100.0)),
+        bytes(gpu.curable_refaulted_bytes),
+        bytes(gpu.own_refaulted_bytes)
+    );
+    text
+}
+
+/// `nvsharectl status`.
+pub fn status(report: &StatusReport) -> String {
+    let mut text = format!("nvshare-agent {} (pid {}), up {:.0} s\n", report.version, report.pid, report.uptime_s);
+    if report.gpus.is_empty() {
+        text.push_str("\nNo GPU is known; GPUs appear when NVML works or a program uses one.\n");
+    }
+    for gpu in &report.gpus {
+        text.push('\n');
+        text.push_str(&gpu_head(gpu));
+        let rows: Vec<Vec<String>> = gpu
+            .clients
+            .iter()
+            .map(|client| {
+                vec![
+                    client.client.to_string(),
+                    client.name.clone(),
+                    client.pid.to_string(),
+                    client.state.clone(),
+                    bytes(client.managed_bytes),
+                    bytes(client.device_bytes),
+                    format!("{:.1} s", client.granted_s),
+                    format!("{:.1} s", client.waited_s),
+                ]
+            })
+            .collect();
+        if rows.is_empty() {
+            text.push_str("  no clients\n");
+        } else {
+            let head = ["client", "program", "pid", "state", "managed", "plain", "had the GPU", "waited"];
+            text.push_str(&table(&head, &rows));
+        }
+    }
+    text.push_str("\nSensors\n");
+    text.push_str(&sensors(&report.sensors));
+    text
+}
+
+fn sensors(all: &[SensorStatus]) -> String {
+    let rows: Vec<Vec<String>> = all
+        .iter()
+        .map(|status| {
+            let (state, detail) = match &status.state {
+                SensorState::Attached(detail) => ("attached", detail),
+                SensorState::Unavailable(reason) => ("unavailable", reason),
+            };
+            vec![status.sensor.to_string(), state.to_owned(), detail.clone()]
+        })
+        .collect();
+    table(&["sensor", "state", "detail"], &rows)
+}
+
+/// `nvsharectl clients`.
+pub fn clients(report: &ClientsReport) -> String {
+    if report.clients.is_empty() {
+        return "no clients\n".to_owned();
+    }
+    let rows: Vec<Vec<String>> = report
+        .clients
+        .iter()
+        .map(|client| {
+            let ClientTotals { gpu_faults, cpu_faults: _, bytes_in, bytes_out, evicted: _, evicted_by_others } = client.seen;
+            vec![
+                client.client.to_string(),
+                client.name.clone(),
+                client.pid.to_string(),
+                client.uid.to_string(),
+                bytes(client.managed_bytes),
+                bytes(client.device_bytes),
+                or_dash(gpu_faults, |count| count.to_string()),
+                or_dash(bytes_in, |count| count.to_string()),
+                or_dash(bytes_out, |count| count.to_string()),
+                or_dash(evicted_by_others, |count| count.to_string()),
+            ]
+        })
+        .collect();
+    let head =
+        ["client", "program", "pid", "uid", "managed", "plain", "GPU faults", "in", "out", "evicted for others"];
+    table(&head, &rows)
+}
+
+/// `nvsharectl explain`.
+pub fn explain(report: &ExplainReport) -> String {
+    let mut text: String = report.gpus.iter().map(gpu_head).collect();
+    if report.changes.is_empty() {
+        text.push_str("The plan has not changed since the agent started.\n");
+    } else {
+        text.push_str("Changes of plan, oldest first:\n");
+    }
+    for change in &report.changes {
+        text.push_str(&event(change));
+        text.push('\n');
+    }
+    text
+}
+
+/// One change of plan.
+pub fn event(event: &PlanEvent) -> String {
+    let PlanEvent { t_ms, gpu, from, to, reason, first_refault_ms, provisional: _, order: _, figures: _, sets } = event;
+    let mut text = format!("{:.3} s  {gpu}  {from} -> {to}: {reason}", t_ms / 1e3);
+    if let Some(first) = first_refault_ms {
+        let _ = write!(text, "; {:.0} ms after the first refault", t_ms - first);
+    }
+    if sets.len() > 1 {
+        let sets: Vec<String> = sets
+            .iter()
+            .map(|set| set.iter().map(ToString::to_string).collect::<Vec<_>>().join("+"))
+            .collect();
+        let _ = write!(text, "; turns: {}", sets.join(", "));
+    }
+    text
+}
+
+/// `nvsharectl doctor`.
+pub fn doctor(report: &DoctorReport) -> String {
+    let mut text = String::new();
+    for sensor in &report.sensors {
+        let (mark, detail) = match &sensor.status.state {
+            SensorState::Attached(detail) => ("ok     ", detail),
+            SensorState::Unavailable(reason) => ("missing", reason),
+        };
+        let _ = writeln!(text, "{mark}  {:<12} sees {}\n         {detail}", sensor.status.sensor.to_string(), sensor.sees);
+        if let Some(advice) = &sensor.advice {
+            let _ = writeln!(text, "         to get it: {advice}");
+        }
+    }
+    let _ = writeln!(text, "\n{}", report.verdict);
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_line_up() {
+        let rows = vec![vec!["c1".to_owned(), "python".to_owned()], vec!["c10".to_owned(), "x".to_owned()]];
+        assert_eq!(table(&["id", "name"], &rows), "  id   name\n  c1   python\n  c10  x\n");
+    }
+}

@@ -1,0 +1,379 @@
+//! The one task that owns the engine: facts in, decisions out to the clients.
+//!
+//! Everything that may change a decision comes through one channel and gets its time here, so the order of
+//! inputs is the order of their times, and a recording of this task is a recording of the engine.
+
+mod leases;
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use nvshare_core::{
+    ClientId, Config, Drain, Engine, GpuId, Input, Nanos, Order, Output, PlanChange, Reason, View,
+};
+use nvshare_wire::AgentMessage;
+use serde::{Deserialize, Serialize};
+use tokio::{
+    sync::{broadcast, mpsc, oneshot},
+    time::MissedTickBehavior,
+};
+
+use self::leases::Leases;
+use crate::{
+    clients::outbox::Outbox,
+    clock,
+    metrics::Metrics,
+    recording::{Recorder, Step, step},
+};
+
+/// Commands that may queue up; senders wait beyond that.
+const QUEUE: usize = 1024;
+/// Plan changes kept for `nvsharectl explain` and late followers.
+const HISTORY: usize = 256;
+/// How often a gated client hears that the agent is still there.
+const ALIVE_EVERY: Duration = Duration::from_secs(1);
+
+/// What the task is asked to do.
+#[derive(Debug)]
+pub enum Command {
+    /// A client has a session.
+    Joined {
+        /// Which.
+        client: ClientId,
+        /// The way to it.
+        outbox: Outbox,
+        /// The fact for the engine.
+        input: Input,
+    },
+    /// A client's session ended.
+    Left(ClientId),
+    /// Facts that became known at the same time, in this order.
+    Facts(Vec<Input>),
+    /// An order of the operator; answered when it is carried out.
+    Order(Order, oneshot::Sender<()>),
+    /// What is to be seen.
+    View(oneshot::Sender<Seen>),
+    /// Open every gate and end.
+    Shutdown(oneshot::Sender<()>),
+}
+
+/// What is to be seen of the engine.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// When.
+    pub at: Nanos,
+    /// The engine.
+    pub view: View,
+    /// Changes of plan, oldest first.
+    pub changes: Vec<PlanEvent>,
+}
+
+/// A change of plan as it is shown to operators.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PlanEvent {
+    /// CLOCK_MONOTONIC milliseconds.
+    pub t_ms: f64,
+    /// Which GPU.
+    pub gpu: GpuId,
+    /// The mode before.
+    pub from: String,
+    /// The mode after.
+    pub to: String,
+    /// Why, for people.
+    pub reason: String,
+    /// When the first refault of the episode was seen, if refaults are the reason. Same clock as `t_ms`.
+    pub first_refault_ms: Option<f64>,
+    /// Whether this is a trial of exclusive mode.
+    pub provisional: bool,
+    /// The order that forced the change, if one did.
+    pub order: Option<String>,
+    /// The figures behind the reason.
+    pub figures: Reason,
+    /// The sets, in the order of their turns.
+    pub sets: Vec<Vec<ClientId>>,
+}
+
+impl From<PlanChange> for PlanEvent {
+    fn from(change: PlanChange) -> Self {
+        let PlanChange { at, gpu, from, to, reason, sets } = change;
+        let (first_refault_ms, provisional) = match &reason {
+            Reason::Thrash { first_refault, provisional, .. } => (Some(millis(*first_refault)), *provisional),
+            Reason::ThrashConfirmed { .. }
+            | Reason::Fits { .. }
+            | Reason::EvictionFree { .. }
+            | Reason::Alone
+            | Reason::Blind
+            | Reason::Operator { .. } => (None, false),
+        };
+        let order = match &reason {
+            Reason::Operator { mode } => Some(format!("{mode:?}").to_lowercase()),
+            _ => None,
+        };
+        Self {
+            t_ms: millis(at),
+            gpu,
+            from: from.to_string(),
+            to: to.to_string(),
+            reason: reason.to_string(),
+            first_refault_ms,
+            provisional,
+            order,
+            figures: reason,
+            sets,
+        }
+    }
+}
+
+/// Milliseconds with a fraction, for JSON.
+pub fn millis(at: Nanos) -> f64 {
+    at.0 as f64 / 1e6
+}
+
+/// The way to the task.
+#[derive(Clone, Debug)]
+pub struct DriverHandle {
+    command_tx: mpsc::Sender<Command>,
+    event_tx: broadcast::Sender<PlanEvent>,
+}
+
+/// The task has ended or does not answer.
+#[derive(Debug, thiserror::Error)]
+#[error("the agent is shutting down")]
+pub struct Gone;
+
+impl DriverHandle {
+    /// Hands over a command. After the end of the task it is dropped.
+    pub async fn send(&self, command: Command) {
+        let _ = self.command_tx.send(command).await;
+    }
+
+    /// The same from a thread outside the runtime.
+    pub fn send_blocking(&self, command: Command) {
+        let _ = self.command_tx.blocking_send(command);
+    }
+
+    /// What is to be seen.
+    pub async fn seen(&self) -> Result<Seen, Gone> {
+        let (seen_tx, seen_rx) = oneshot::channel();
+        self.send(Command::View(seen_tx)).await;
+        seen_rx.await.map_err(|_closed| Gone)
+    }
+
+    /// Carries out an order.
+    pub async fn order(&self, order: Order) -> Result<(), Gone> {
+        let (done_tx, done_rx) = oneshot::channel();
+        self.send(Command::Order(order, done_tx)).await;
+        done_rx.await.map_err(|_closed| Gone)
+    }
+
+    /// Changes of plan from here on.
+    pub fn events(&self) -> broadcast::Receiver<PlanEvent> {
+        self.event_tx.subscribe()
+    }
+
+    /// Opens every gate and ends the task.
+    pub async fn shutdown(&self) {
+        let (done_tx, done_rx) = oneshot::channel();
+        self.send(Command::Shutdown(done_tx)).await;
+        let _ = done_rx.await;
+    }
+}
+
+/// Starts the task.
+pub fn start(config: Config, metrics: Arc<Metrics>, recorder: Option<Recorder>) -> DriverHandle {
+    let (command_tx, command_rx) = mpsc::channel(QUEUE);
+    let (event_tx, _) = broadcast::channel(HISTORY);
+    let handle = DriverHandle { command_tx, event_tx: event_tx.clone() };
+    let driver = Driver {
+        engine: Engine::new(config),
+        metrics,
+        recorder,
+        clients: BTreeMap::new(),
+        leases: Leases::default(),
+        changes: VecDeque::new(),
+        event_tx,
+        deadline: None,
+        latest: Nanos::ZERO,
+    };
+    tokio::spawn(driver.run(command_rx));
+    handle
+}
+
+struct Driver {
+    engine: Engine,
+    metrics: Arc<Metrics>,
+    recorder: Option<Recorder>,
+    clients: BTreeMap<ClientId, Outbox>,
+    leases: Leases,
+    changes: VecDeque<PlanEvent>,
+    event_tx: broadcast::Sender<PlanEvent>,
+    deadline: Option<Nanos>,
+    latest: Nanos,
+}
+
+impl Driver {
+    async fn run(mut self, mut command_rx: mpsc::Receiver<Command>) {
+        let mut alive = tokio::time::interval(ALIVE_EVERY);
+        alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                command = command_rx.recv() => match command {
+                    None => return,
+                    Some(Command::Shutdown(done_tx)) => {
+                        self.open_all();
+                        // Whoever asked may have gone; the gates are open all the same.
+                        let _ = done_tx.send(());
+                        return;
+                    }
+                    Some(command) => self.carry_out(command),
+                },
+                () = clock::sleep_until(self.deadline) => self.handle(Input::Tick),
+                _ = alive.tick() => self.say_alive(),
+            }
+        }
+    }
+
+    fn carry_out(&mut self, command: Command) {
+        match command {
+            Command::Joined { client, outbox, input } => {
+                self.clients.insert(client, outbox);
+                self.handle(input);
+            }
+            Command::Left(client) => {
+                self.clients.remove(&client);
+                self.leases.forget(client);
+                self.handle(Input::ClientLeft { client });
+            }
+            Command::Facts(inputs) => {
+                for input in inputs {
+                    self.handle(input);
+                }
+            }
+            Command::Order(order, done_tx) => {
+                tracing::info!(?order, "the operator's order");
+                self.handle(Input::Order(order));
+                let _ = done_tx.send(());
+            }
+            Command::View(seen_tx) => {
+                let at = clock::now();
+                let changes = self.changes.iter().cloned().collect();
+                let _ = seen_tx.send(Seen { at, view: self.engine.view(at), changes });
+            }
+            // Taken by `run`, which ends with it.
+            Command::Shutdown(_) => {}
+        }
+    }
+
+    fn handle(&mut self, input: Input) {
+        let at = clock::now().max(self.latest);
+        self.latest = at;
+        self.note_input(at, &input);
+        let recorded = self.recorder.is_some().then(|| input.clone());
+        let (outputs, wait) = step(&mut self.engine, at, input);
+        if let (Some(recorder), Some(input)) = (&self.recorder, recorded) {
+            recorder.record(Step { at, input, outputs: outputs.clone(), wait });
+        }
+        self.deadline = wait;
+        for output in outputs {
+            self.emit(at, output);
+        }
+    }
+
+    /// Counts what clients answer.
+    fn note_input(&mut self, at: Nanos, input: &Input) {
+        match input {
+            Input::Revoked { client, gpu, epoch: _, drain, moved: _ } => {
+                let label = gpu.to_string();
+                let outcome = match drain {
+                    Drain::Done { took } => {
+                        self.metrics.drain_seconds.with_label_values(&[&label]).observe(took.as_secs_f64());
+                        "drained"
+                    }
+                    Drain::TimedOut => "timed_out",
+                    Drain::Capturing => "capturing",
+                };
+                self.metrics.drains.with_label_values(&[label.as_str(), outcome]).inc();
+                tracing::debug!(%client, %gpu, outcome, "revocation answered");
+            }
+            Input::Activity { client, gpu, activity } => {
+                self.leases.waits(*client, *gpu, activity.waiting > 0, at);
+            }
+            Input::Gpu { gpu, capacity, link_rate: _ } => {
+                self.metrics.gpu_appeared(*gpu);
+                tracing::info!(%gpu, %capacity, "usable memory");
+            }
+            Input::GpuGone { .. }
+            | Input::ClientJoined { .. }
+            | Input::ClientUses { .. }
+            | Input::ClientLeft { .. }
+            | Input::Sample { .. }
+            | Input::Resumed { .. }
+            | Input::Yielded { .. }
+            | Input::Order(_)
+            | Input::Tick => {}
+        }
+    }
+
+    fn emit(&mut self, at: Nanos, output: Output) {
+        match output {
+            Output::Grant { client, gpu, epoch, prefetch } => {
+                if let Some(waited) = self.leases.granted(client, gpu, epoch, at) {
+                    let label = gpu.to_string();
+                    self.metrics.wait_seconds.with_label_values(&[&label]).observe(waited.as_secs_f64());
+                }
+                self.metrics.grants.with_label_values(&[&gpu.to_string()]).inc();
+                tracing::debug!(%client, %gpu, epoch = epoch.0, "grant");
+                self.send(client, &AgentMessage::Grant { gpu: gpu.0, epoch: epoch.0, prefetch: prefetch.0 });
+            }
+            Output::Revoke { client, gpu, epoch, drain_within, shortfall } => {
+                self.leases.revoked(client, gpu, epoch);
+                self.metrics.revocations.with_label_values(&[&gpu.to_string()]).inc();
+                tracing::debug!(%client, %gpu, epoch = epoch.0, "revoke");
+                let drain_ms = u32::try_from(drain_within.as_millis()).unwrap_or(u32::MAX);
+                let revoke =
+                    AgentMessage::Revoke { gpu: gpu.0, epoch: epoch.0, drain_ms, shortfall: shortfall.0 };
+                self.send(client, &revoke);
+            }
+            Output::Plan(change) => {
+                let event = PlanEvent::from(change);
+                self.metrics.plan_changes.with_label_values(&[&event.gpu.to_string(), &event.to]).inc();
+                tracing::info!(gpu = %event.gpu, from = event.from, to = event.to, reason = event.reason, "plan");
+                if self.changes.len() == HISTORY {
+                    self.changes.pop_front();
+                }
+                self.changes.push_back(event.clone());
+                // Without a follower there is nobody to tell.
+                let _ = self.event_tx.send(event);
+            }
+            Output::Unresponsive { client, gpu, epoch } => {
+                self.metrics.unresponsive.with_label_values(&[&gpu.to_string()]).inc();
+                tracing::warn!(%client, %gpu, epoch = epoch.0, "client did not answer a revocation in time; others run");
+            }
+            Output::NotRevocable { client, gpu } => {
+                tracing::warn!(%client, %gpu, "client cannot be stopped; it runs beside the others");
+            }
+        }
+    }
+
+    fn send(&self, client: ClientId, message: &AgentMessage) {
+        if let Some(outbox) = self.clients.get(&client) {
+            outbox.send(message);
+        }
+    }
+
+    fn say_alive(&self) {
+        for client in self.leases.gated() {
+            self.send(client, &AgentMessage::Alive);
+        }
+    }
+
+    /// Opens every closed gate, so that no program waits for an agent that is about to end.
+    fn open_all(&mut self) {
+        for (client, gpu, epoch) in self.leases.open_all() {
+            self.send(client, &AgentMessage::Grant { gpu: gpu.0, epoch: epoch.0, prefetch: 0 });
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! Ten times a second: reads every source, joins what they say, and tells the engine.
+//!
+//! Where two sources know the same figure, the more direct one is taken: faults, evictions and their causes from
+//! the probes on nvidia-uvm, bytes from the driver's own counters, stall time from the fault-service thread.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, mpsc},
+    time::Duration,
+};
+
+use nvshare_core::{Bytes, ClientId, ClientSample, GpuId, GpuSample, Input, Nanos};
+
+use super::{
+    bpf::Bpf,
+    nvml::NvmlSource,
+    sensors::Sensors,
+    source::{BpfReading, UvmTotals},
+    uvm_counters::CounterTotals,
+};
+use crate::{
+    clients::{client::Client, session::Hub},
+    clock,
+    driver::Command,
+};
+
+/// Length of a bin.
+pub const PERIOD: Duration = Duration::from_millis(100);
+/// Bins between two looks at slow things: NVML, the state of sensors.
+const SLOW: u64 = 10;
+
+/// The sampler, run by a thread of its own.
+pub struct Sampler {
+    hub: Arc<Hub>,
+    bpf: Bpf,
+    nvml: NvmlSource,
+    sensors: Arc<Sensors>,
+    bins: u64,
+    last: Nanos,
+    fault_busy: BTreeMap<GpuId, Nanos>,
+    previous: BTreeMap<(ClientId, GpuId), Previous>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Previous {
+    counters: CounterTotals,
+    uvm: UvmTotals,
+}
+
+/// The running thread.
+#[derive(Debug)]
+pub struct Running {
+    stop_tx: mpsc::Sender<()>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+impl Running {
+    /// Ends the thread; the sensors are detached when this returns.
+    pub fn stop(self) {
+        let Self { stop_tx, thread } = self;
+        drop(stop_tx);
+        if thread.join().is_err() {
+            tracing::error!("the sampler had ended by itself");
+        }
+    }
+}
+
+impl Sampler {
+    /// A sampler of these sources.
+    pub fn new(hub: Arc<Hub>, bpf: Bpf, nvml: NvmlSource, sensors: Arc<Sensors>) -> Self {
+        Self {
+            hub,
+            bpf,
+            nvml,
+            sensors,
+            bins: 0,
+            last: clock::now(),
+            fault_busy: BTreeMap::new(),
+            previous: BTreeMap::new(),
+        }
+    }
+
+    /// Starts the thread.
+    pub fn start(mut self) -> std::io::Result<Running> {
+        let (stop_tx, stop_rx) = mpsc::channel();
+        let thread = std::thread::Builder::new().name("sampler".to_owned()).spawn(move || {
+            let mut due = clock::now();
+            loop {
+                due = (due + Nanos(PERIOD.as_nanos() as u64)).max(clock::now());
+                let wait = Duration::from_nanos(due.since(clock::now()).0);
+                match stop_rx.recv_timeout(wait) {
+                    Err(mpsc::RecvTimeoutError::Timeout) => self.bin(),
+                    Ok(()) | Err(mpsc::RecvTimeoutError::Disconnected) => return,
+                }
+            }
+        })?;
+        Ok(Running { stop_tx, thread })
+    }
+
+    /// One round.
+    fn bin(&mut self) {
+        let begin = clock::now();
+        let mut facts = Vec::new();
+        if self.bins.is_multiple_of(SLOW) {
+            self.slow(&mut facts);
+        }
+        self.bins += 1;
+        let reading = self.bpf.read();
+        self.note_xids(&reading);
+        let now = clock::now();
+        let interval = now.since(self.last);
+        self.last = now;
+        let clients = self.hub.registry.all();
+        for gpu in self.hub.gpus.all().into_keys() {
+            let on_gpu: Vec<&Arc<Client>> = clients.iter().filter(|client| client.is_on(gpu)).collect();
+            for client in &on_gpu {
+                if let Some(activity) = client.activity(gpu, now, true) {
+                    facts.push(Input::Activity { client: client.id, gpu, activity });
+                }
+            }
+            let samples = on_gpu.iter().map(|client| (client.id, self.client(client, gpu, &reading))).collect();
+            let fault_busy = self.fault_busy(gpu, &reading);
+            facts.push(Input::Sample { gpu, sample: GpuSample { interval, fault_busy, clients: samples } });
+        }
+        let alive: BTreeSet<ClientId> = clients.iter().map(|client| client.id).collect();
+        self.previous.retain(|(client, _), _| alive.contains(client));
+        self.hub.metrics.sampler_seconds.observe(clock::now().since(begin).as_secs_f64());
+        self.hub.driver.send_blocking(Command::Facts(facts));
+    }
+
+    /// NVML's news, and the state of the sensors.
+    fn slow(&mut self, facts: &mut Vec<Input>) {
+        let clients = self.hub.registry.all();
+        if let Some(reading) = self.nvml.reading() {
+            let now = clock::now();
+            let device = |gpu| {
+                clients.iter().filter_map(|client| client.activity(gpu, now, false)).map(|a| a.device).sum::<Bytes>()
+            };
+            facts.extend(self.hub.gpus.update(&reading, device));
+            for gpu in &reading.gpus {
+                self.hub.metrics.gpu_described(gpu.id, &gpu.name, &reading.driver);
+                self.hub.metrics.gpu_memory(gpu.id, gpu.total.0, gpu.used.0);
+            }
+        }
+        self.bpf.refresh();
+        self.sensors.update(self.bpf.status());
+    }
+
+    fn fault_busy(&mut self, gpu: GpuId, reading: &BpfReading) -> Option<Nanos> {
+        let total = *reading.fault_busy.get(&gpu)?;
+        let before = self.fault_busy.insert(gpu, total)?;
+        // A total that shrank belongs to a new thread.
+        let busy = if total >= before { total.since(before) } else { total };
+        self.hub.metrics.fault_service_seconds.with_label_values(&[&gpu.to_string()]).inc_by(busy.as_secs_f64());
+        Some(busy)
+    }
+
+    /// What all sources say of a client on a GPU since the last bin.
+    fn client(&mut self, client: &Client, gpu: GpuId, reading: &BpfReading) -> ClientSample {
+        let previous = self.previous.entry((client.id, gpu)).or_default();
+        let counters = self.hub.counters.timed(|| client.counters(gpu));
+        let counters = counters.map(|total| {
+            let before = std::mem::replace(&mut previous.counters, total);
+            CounterTotals {
+                bytes_in: rise(before.bytes_in, total.bytes_in),
+                bytes_out: rise(before.bytes_out, total.bytes_out),
+                cpu_faults: rise(before.cpu_faults, total.cpu_faults),
+                gpu_faults: rise(before.gpu_faults, total.gpu_faults),
+            }
+        });
+        let uvm = reading.uvm.as_ref().filter(|uvm| uvm.known.contains(&client.identity.pid)).map(|uvm| {
+            let total = uvm.clients.get(&(client.identity.pid, gpu)).copied().unwrap_or_default();
+            let before = std::mem::replace(&mut previous.uvm, total);
+            let bytes = |before: Bytes, total: Bytes| Bytes(rise(before.0, total.0));
+            UvmTotals {
+                gpu_faults: rise(before.gpu_faults, total.gpu_faults),
+                bytes_in: bytes(before.bytes_in, total.bytes_in),
+                bytes_out: bytes(before.bytes_out, total.bytes_out),
+                evicted: bytes(before.evicted, total.evicted),
+                evicted_by_others: bytes(before.evicted_by_others, total.evicted_by_others),
+                cpu_faults: rise(before.cpu_faults, total.cpu_faults),
+            }
+        });
+        let sample = join(counters, uvm);
+        self.note(client, gpu, sample);
+        sample
+    }
+
+    /// Adds a sample to the totals and metrics.
+    fn note(&self, client: &Client, gpu: GpuId, sample: ClientSample) {
+        let ClientSample { gpu_faults, cpu_faults, bytes_in, bytes_out, evicted, evicted_by_others } = sample;
+        client.update_totals(gpu, |totals| {
+            add(&mut totals.gpu_faults, gpu_faults);
+            add(&mut totals.cpu_faults, cpu_faults);
+            add_bytes(&mut totals.bytes_in, bytes_in);
+            add_bytes(&mut totals.bytes_out, bytes_out);
+            add_bytes(&mut totals.evicted, evicted);
+            add_bytes(&mut totals.evicted_by_others, evicted_by_others);
+        });
+        let metrics = &self.hub.metrics;
+        let label = gpu.to_string();
+        let count = |family: &prometheus::IntCounterVec, kind: &str, by: u64| {
+            if by > 0 {
+                family.with_label_values(&[label.as_str(), kind]).inc_by(by);
+            }
+        };
+        count(&metrics.faults, "gpu", gpu_faults.unwrap_or(0));
+        count(&metrics.faults, "cpu", cpu_faults.unwrap_or(0));
+        count(&metrics.migrated, "in", bytes_in.unwrap_or_default().0);
+        count(&metrics.migrated, "out", bytes_out.unwrap_or_default().0);
+        let others = evicted_by_others.unwrap_or_default();
+        count(&metrics.evicted, "others", others.0);
+        count(&metrics.evicted, "own", evicted.unwrap_or_default().saturating_sub(others).0);
+    }
+
+    fn note_xids(&self, reading: &BpfReading) {
+        for xid in &reading.xids {
+            self.hub.metrics.xids.with_label_values(&[&xid.code.to_string()]).inc();
+            tracing::warn!(device = xid.device, code = xid.code, message = xid.message, "Xid error");
+        }
+    }
+}
+
+/// The rise of a counter; one that fell belongs to a new source and counts from zero.
+fn rise(before: u64, total: u64) -> u64 {
+    total.checked_sub(before).unwrap_or(total)
+}
+
+/// Takes each figure from the source that knows it best.
+fn join(counters: Option<CounterTotals>, uvm: Option<UvmTotals>) -> ClientSample {
+    ClientSample {
+        gpu_faults: uvm.map(|u| u.gpu_faults).or(counters.map(|c| c.gpu_faults)),
+        cpu_faults: counters.map(|c| c.cpu_faults).or(uvm.map(|u| u.cpu_faults)),
+        bytes_in: counters.map(|c| Bytes(c.bytes_in)).or(uvm.map(|u| u.bytes_in)),
+        bytes_out: counters.map(|c| Bytes(c.bytes_out)).or(uvm.map(|u| u.bytes_out)),
+        evicted: uvm.map(|u| u.evicted),
+        evicted_by_others: uvm.map(|u| u.evicted_by_others),
+    }
+}
+
+fn add(total: &mut Option<u64>, by: Option<u64>) {
+    if let Some(by) = by {
+        *total = Some(total.unwrap_or(0).saturating_add(by));
+    }
+}
+
+fn add_bytes(total: &mut Option<Bytes>, by: Option<Bytes>) {
+    if let Some(by) = by {
+        *total = Some(total.unwrap_or_default() + by);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const COUNTERS: CounterTotals = CounterTotals { bytes_in: 1, bytes_out: 2, cpu_faults: 3, gpu_faults: 4 };
+    const UVM: UvmTotals = UvmTotals {
+        gpu_faults: 40,
+        bytes_in: Bytes(10),
+        bytes_out: Bytes(20),
+        evicted: Bytes(15),
+        evicted_by_others: Bytes(5),
+        cpu_faults: 30,
+    };
+
+    #[test]
+    fn bytes_come_from_the_counters_and_causes_from_the_probes() {
+        let both = join(Some(COUNTERS), Some(UVM));
+        assert_eq!((both.bytes_in, both.bytes_out), (Some(Bytes(1)), Some(Bytes(2))));
+        assert_eq!((both.gpu_faults, both.cpu_faults), (Some(40), Some(3)));
+        assert_eq!((both.evicted, both.evicted_by_others), (Some(Bytes(15)), Some(Bytes(5))));
+    }
+
+    #[test]
+    fn what_no_source_knows_is_absent() {
+        assert_eq!(join(None, None), ClientSample::default());
+        let counters = join(Some(COUNTERS), None);
+        assert_eq!((counters.evicted, counters.evicted_by_others), (None, None));
+        assert_eq!(counters.gpu_faults, Some(4));
+        let probes = join(None, Some(UVM));
+        assert_eq!((probes.bytes_in, probes.cpu_faults), (Some(Bytes(10)), Some(30)));
+    }
+
+    #[test]
+    fn a_counter_that_fell_counts_from_zero() {
+        assert_eq!(rise(10, 15), 5);
+        assert_eq!(rise(10, 3), 3);
+    }
+}

@@ -1,0 +1,167 @@
+//! The control socket: requests of operators, one JSON object per line.
+
+use std::{sync::Arc, time::Duration};
+
+use nvshare_core::{Nanos, Order};
+use serde::Serialize;
+use serde_json::Value;
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    net::{UnixListener, UnixStream, unix::OwnedWriteHalf},
+    sync::{Semaphore, broadcast::error::RecvError},
+    time::timeout,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    protocol::{Answer, REQUEST_MAX, Request},
+    report::Desk,
+};
+use crate::driver::{Gone, PlanEvent};
+
+/// Operators served at one time.
+const OPERATORS: usize = 64;
+/// An operator must send its request, and take its answer, within this time.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Quanta that make sense.
+const QUANTUM: std::ops::RangeInclusive<Nanos> = Nanos::millis(10)..=Nanos::seconds(86_400);
+
+/// Serves operators until cancelled.
+pub async fn serve(listener: UnixListener, desk: Arc<Desk>, shutdown: CancellationToken) {
+    let operators = TaskTracker::new();
+    let places = Arc::new(Semaphore::new(OPERATORS));
+    loop {
+        let accepted = tokio::select! {
+            () = shutdown.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+                    // Without a place there is no answer; the connection closes.
+                    continue;
+                };
+                let (desk, shutdown) = (Arc::clone(&desk), shutdown.clone());
+                operators.spawn(async move {
+                    tokio::select! {
+                        () = shutdown.cancelled() => {}
+                        result = converse(stream, &desk) => if let Err(error) = result {
+                            tracing::debug!(%error, "an operator's connection ended");
+                        },
+                    }
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept an operator; trying again");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+    operators.close();
+    operators.wait().await;
+}
+
+/// Answers requests of one connection.
+async fn converse(stream: UnixStream, desk: &Desk) -> std::io::Result<()> {
+    let (read, mut write) = stream.into_split();
+    let mut read = BufReader::new(read);
+    loop {
+        let mut line = Vec::new();
+        let mut limited = (&mut read).take(REQUEST_MAX as u64);
+        match timeout(PATIENCE, limited.read_until(b'\n', &mut line)).await {
+            Ok(Ok(0)) => return Ok(()),
+            Ok(read) => read?,
+            Err(_elapsed) => return say(desk, &mut write, Err("no request within 10 s".to_owned())).await,
+        };
+        if line.len() >= REQUEST_MAX {
+            return say(desk, &mut write, Err(format!("the request is longer than {REQUEST_MAX} bytes"))).await;
+        }
+        let request = String::from_utf8(line)
+            .map_err(|_invalid| "the request is not UTF-8".to_owned())
+            .and_then(|line| Request::parse(line.trim_end()));
+        match request {
+            Ok(Request::Events { since_ms }) => return follow(desk, &mut write, since_ms).await,
+            Ok(request) => {
+                let answer = answer(desk, request).await;
+                say(desk, &mut write, answer).await?;
+            }
+            Err(error) => say(desk, &mut write, Err(error)).await?,
+        }
+    }
+}
+
+async fn answer(desk: &Desk, request: Request) -> Result<Value, String> {
+    match request {
+        Request::Status {} => json(desk.status().await),
+        Request::Explain {} => json(desk.explain().await),
+        Request::Clients {} => json(Ok(desk.clients())),
+        Request::Doctor {} => json(Ok(desk.doctor())),
+        Request::SetMode { gpu, mode } => {
+            if let Some(gpu) = gpu.filter(|gpu| !desk.hub.gpus.all().contains_key(gpu)) {
+                let known: Vec<String> = desk.hub.gpus.all().keys().map(ToString::to_string).collect();
+                return Err(format!("no GPU {gpu} is known; known: {}", known.join(", ")));
+            }
+            json(desk.hub.driver.order(Order::Mode { gpu, mode }).await)
+        }
+        Request::SetQuantum { quantum } => {
+            if let Some(quantum) = quantum.filter(|quantum| !QUANTUM.contains(quantum)) {
+                return Err(format!("a quantum of {quantum} is out of range; expected 10 ms to 24 h"));
+            }
+            json(desk.hub.driver.order(Order::Quantum { quantum }).await)
+        }
+        // Taken by `converse`, which answers it with a stream.
+        Request::Events { .. } => Err("events cannot be answered with one line".to_owned()),
+    }
+}
+
+fn json<T: Serialize>(result: Result<T, Gone>) -> Result<Value, String> {
+    let value = result.map_err(|gone| gone.to_string())?;
+    serde_json::to_value(value).map_err(|error| format!("the answer has no JSON form: {error}"))
+}
+
+/// Sends changes of plan until the operator goes away.
+async fn follow(desk: &Desk, write: &mut OwnedWriteHalf, since_ms: Option<f64>) -> std::io::Result<()> {
+    let mut events = desk.hub.driver.events();
+    let past = match desk.hub.driver.seen().await {
+        Ok(seen) => seen.changes,
+        Err(gone) => return say(desk, write, Err(gone.to_string())).await,
+    };
+    let mut last = f64::NEG_INFINITY;
+    for event in past {
+        last = last.max(event.t_ms);
+        if since_ms.is_some_and(|since| event.t_ms >= since) {
+            say_event(write, &event).await?;
+        }
+    }
+    loop {
+        match events.recv().await {
+            // What was in the past already when this began to listen was told from there.
+            Ok(event) if event.t_ms <= last => {}
+            Ok(event) => say_event(write, &event).await?,
+            Err(RecvError::Lagged(missed)) => {
+                let error = format!("{missed} changes of plan were missed; connect again");
+                return say(desk, write, Err(error)).await;
+            }
+            Err(RecvError::Closed) => return Ok(()),
+        }
+    }
+}
+
+async fn say_event(write: &mut OwnedWriteHalf, event: &PlanEvent) -> std::io::Result<()> {
+    line(write, &Answer::Ok(serde_json::to_value(event)?)).await
+}
+
+async fn say(desk: &Desk, write: &mut OwnedWriteHalf, answer: Result<Value, String>) -> std::io::Result<()> {
+    let outcome = if answer.is_ok() { "ok" } else { "error" };
+    desk.hub.metrics.control_requests.with_label_values(&[outcome]).inc();
+    line(write, &answer.map_or_else(Answer::Error, Answer::Ok)).await
+}
+
+async fn line(write: &mut OwnedWriteHalf, answer: &Answer) -> std::io::Result<()> {
+    let mut text = serde_json::to_vec(answer)?;
+    text.push(b'\n');
+    timeout(PATIENCE, write.write_all(&text))
+        .await
+        .map_err(|_elapsed| std::io::Error::other("the operator does not read"))?
+}

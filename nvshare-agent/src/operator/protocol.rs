@@ -1,0 +1,250 @@
+//! The control protocol: one JSON object per line in each direction.
+//!
+//! A request is `{"request": "status"}` and the like. The answer is `{"ok": …}` or `{"error": "…"}`; `events`
+//! is answered with one `{"ok": …}` for each change of plan until the operator closes the connection.
+
+use nvshare_core::{ClientId, GpuId, ModeOrder, Nanos};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::{
+    clients::client::ClientTotals,
+    driver::PlanEvent,
+    observe::source::SensorStatus,
+};
+
+/// The longest request, in bytes.
+pub const REQUEST_MAX: usize = 64 * 1024;
+
+/// What an operator asks for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// GPUs, their plans and clients: [`StatusReport`].
+    Status {},
+    /// Clients and what was seen of them: [`ClientsReport`].
+    Clients {},
+    /// Why the plan is what it is: [`ExplainReport`].
+    Explain {},
+    /// Which sensors deliver: [`DoctorReport`].
+    Doctor {},
+    /// Force a mode, or stop forcing one.
+    SetMode {
+        /// On this GPU; all without one.
+        #[serde(default)]
+        gpu: Option<GpuId>,
+        /// The mode.
+        mode: ModeOrder,
+    },
+    /// Fix the quantum, or derive it again.
+    SetQuantum {
+        /// The quantum in nanoseconds; derived without one.
+        #[serde(default)]
+        quantum: Option<Nanos>,
+    },
+    /// Changes of plan as they happen: [`PlanEvent`]s.
+    Events {
+        /// Begin with those after this time (CLOCK_MONOTONIC milliseconds); without it, from here on.
+        #[serde(default)]
+        since_ms: Option<f64>,
+    },
+}
+
+impl Request {
+    /// The names of all requests.
+    pub const NAMES: [&str; 7] =
+        ["status", "clients", "explain", "doctor", "set_mode", "set_quantum", "events"];
+
+    /// Reads a request; the error says what would be right.
+    pub fn parse(line: &str) -> Result<Self, String> {
+        let value: Value = serde_json::from_str(line)
+            .map_err(|error| format!("not a JSON object: {error}; a request looks like {{\"request\": \"status\"}}"))?;
+        let Some(name) = value.get("request").and_then(Value::as_str) else {
+            return Err(format!("no `request` in the object; known requests: {}", Self::NAMES.join(", ")));
+        };
+        if !Self::NAMES.contains(&name) {
+            return Err(format!("unknown request `{name}`; known requests: {}", Self::NAMES.join(", ")));
+        }
+        let name = name.to_owned();
+        serde_json::from_value(value).map_err(|error| format!("request `{name}`: {error}"))
+    }
+}
+
+/// One line of an answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// The result.
+    Ok(Value),
+    /// Why there is none.
+    Error(String),
+}
+
+/// The answer to `status`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StatusReport {
+    /// The agent's version.
+    pub version: String,
+    /// The agent's process.
+    pub pid: u32,
+    /// Seconds since it started.
+    pub uptime_s: f64,
+    /// Where the HTTP server listens.
+    pub metrics: Option<String>,
+    /// Each GPU, by UUID.
+    pub gpus: Vec<GpuReport>,
+    /// Each sensor, best first.
+    pub sensors: Vec<SensorStatus>,
+}
+
+/// One GPU.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GpuReport {
+    /// Its UUID.
+    pub gpu: GpuId,
+    /// The product, if NVML says.
+    pub name: Option<String>,
+    /// `shared`, `sets` or `exclusive`.
+    pub mode: String,
+    /// `auto`, or the mode that an operator forces.
+    pub order: ModeOrder,
+    /// Why the mode is what it is; absent before the first change.
+    pub reason: Option<String>,
+    /// Memory of the card.
+    pub total_bytes: Option<u64>,
+    /// Memory in use, as NVML sees it.
+    pub used_bytes: Option<u64>,
+    /// What managed memory can use; absent if nobody knows.
+    pub capacity_bytes: Option<u64>,
+    /// Managed memory of all clients.
+    pub committed_bytes: u64,
+    /// The quantum in force; absent while shared.
+    pub quantum_s: Option<f64>,
+    /// Measured cost of a hand-over.
+    pub handover_s: Option<f64>,
+    /// The detector's evidence; 1 is the threshold.
+    pub score: f64,
+    /// Share of the detector's window in which faults were being served.
+    pub stall: Option<f64>,
+    /// Bytes brought back that taking turns would have avoided, since the start.
+    pub curable_refaulted_bytes: u64,
+    /// Bytes brought back otherwise.
+    pub own_refaulted_bytes: u64,
+    /// Clients on this GPU.
+    pub clients: Vec<GpuClientReport>,
+}
+
+/// A client on one GPU.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GpuClientReport {
+    /// Its number.
+    pub client: ClientId,
+    /// What it calls itself.
+    pub name: String,
+    /// Its process.
+    pub pid: u32,
+    /// `running`, `idle`, `draining`, `waiting` or `parked`.
+    pub state: String,
+    /// Managed memory.
+    pub managed_bytes: u64,
+    /// Plain device memory.
+    pub device_bytes: u64,
+    /// Share in thousandths of the default.
+    pub weight_milli: u32,
+    /// Time it had the GPU while it had work.
+    pub granted_s: f64,
+    /// Time it had work and no turn.
+    pub waited_s: f64,
+    /// Grants so far.
+    pub grants: u64,
+    /// What the driver did for it on this GPU.
+    pub seen: ClientTotals,
+}
+
+/// The answer to `clients`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClientsReport {
+    /// Every client with a session.
+    pub clients: Vec<ClientReport>,
+}
+
+/// One client.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClientReport {
+    /// Its number.
+    pub client: ClientId,
+    /// What it calls itself.
+    pub name: String,
+    /// Its process.
+    pub pid: u32,
+    /// Its user.
+    pub uid: u32,
+    /// Seconds since its session began.
+    pub age_s: f64,
+    /// The GPUs it uses.
+    pub gpus: Vec<GpuId>,
+    /// Managed memory on all GPUs.
+    pub managed_bytes: u64,
+    /// Plain device memory on all GPUs.
+    pub device_bytes: u64,
+    /// What the driver did for it on all GPUs.
+    #[serde(flatten)]
+    pub seen: ClientTotals,
+}
+
+/// The answer to `explain`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ExplainReport {
+    /// Each GPU as in `status`.
+    pub gpus: Vec<GpuReport>,
+    /// The last changes of plan, oldest first.
+    pub changes: Vec<PlanEvent>,
+}
+
+/// The answer to `doctor`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DoctorReport {
+    /// Each sensor, best first.
+    pub sensors: Vec<SensorAdvice>,
+    /// What the agent can do with them.
+    pub verdict: String,
+}
+
+/// A sensor and how to get it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SensorAdvice {
+    /// Its state.
+    #[serde(flatten)]
+    pub status: SensorStatus,
+    /// What it sees.
+    pub sees: String,
+    /// How to get it, if it is missing.
+    pub advice: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_request_name_is_a_request() {
+        for name in Request::NAMES {
+            let line = match name {
+                "set_mode" => r#"{"request":"set_mode","mode":"auto"}"#.to_owned(),
+                other => format!("{{\"request\":\"{other}\"}}"),
+            };
+            Request::parse(&line).unwrap_or_else(|error| panic!("{name}: {error}"));
+        }
+    }
+
+    #[test]
+    fn an_unknown_request_is_told_which_are_known() {
+        let error = Request::parse(r#"{"request":"reboot"}"#).unwrap_err();
+        assert!(error.contains("`reboot`") && error.contains("set_quantum"), "{error}");
+        assert!(Request::parse("hello").unwrap_err().contains("not a JSON object"));
+        assert!(Request::parse("{}").unwrap_err().contains("known requests"));
+        let error = Request::parse(r#"{"request":"set_mode","mode":"turbo"}"#).unwrap_err();
+        assert!(error.contains("exclusive"), "{error}");
+        assert!(Request::parse(r#"{"request":"status","extra":1}"#).unwrap_err().contains("extra"));
+    }
+}

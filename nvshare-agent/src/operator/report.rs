@@ -1,0 +1,199 @@
+//! Puts together what operators are shown.
+
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+
+use nvshare_core::{Bytes, ClientId, ClientView, GpuView, Nanos};
+
+use super::protocol::{
+    ClientReport, ClientsReport, DoctorReport, ExplainReport, GpuClientReport, GpuReport, SensorAdvice,
+    StatusReport,
+};
+use crate::{
+    clients::{client::{Client, ClientTotals}, session::Hub},
+    clock,
+    driver::{Gone, Seen},
+    observe::{
+        gpus::{Gpu, Gpus},
+        sensors::Sensors,
+        source::{SensorName, SensorState, SensorStatus},
+    },
+};
+
+/// Everything that reports are made from.
+#[derive(Debug)]
+pub struct Desk {
+    /// Clients, driver, GPUs.
+    pub hub: Arc<Hub>,
+    /// The sensors.
+    pub sensors: Arc<Sensors>,
+    /// When the agent started.
+    pub started: Nanos,
+    /// Where the HTTP server listens.
+    pub metrics: Option<SocketAddr>,
+}
+
+impl Desk {
+    /// The answer to `status`.
+    pub async fn status(&self) -> Result<StatusReport, Gone> {
+        let seen = self.hub.driver.seen().await?;
+        Ok(StatusReport {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_s: seen.at.since(self.started).as_secs_f64(),
+            metrics: self.metrics.map(|address| address.to_string()),
+            gpus: self.gpus(&seen),
+            sensors: self.sensors.all(),
+        })
+    }
+
+    /// The answer to `explain`.
+    pub async fn explain(&self) -> Result<ExplainReport, Gone> {
+        let seen = self.hub.driver.seen().await?;
+        Ok(ExplainReport { gpus: self.gpus(&seen), changes: seen.changes })
+    }
+
+    /// The answer to `clients`.
+    pub fn clients(&self) -> ClientsReport {
+        let now = clock::now();
+        let clients = self.hub.registry.all().iter().map(|client| client_report(client, now)).collect();
+        ClientsReport { clients }
+    }
+
+    /// The answer to `doctor`.
+    pub fn doctor(&self) -> DoctorReport {
+        let sensors = self.sensors.all();
+        let verdict = verdict(&sensors);
+        let sensors = sensors
+            .into_iter()
+            .map(|status| SensorAdvice { sees: sees(status.sensor).to_owned(), advice: advice(&status), status })
+            .collect();
+        DoctorReport { sensors, verdict }
+    }
+
+    fn gpus(&self, seen: &Seen) -> Vec<GpuReport> {
+        let known = self.hub.gpus.all();
+        let clients: BTreeMap<ClientId, Arc<Client>> =
+            self.hub.registry.all().into_iter().map(|client| (client.id, client)).collect();
+        seen.view.gpus.iter().map(|view| gpu_report(view, known.get(&view.gpu), &clients)).collect()
+    }
+}
+
+fn gpu_report(view: &GpuView, known: Option<&Gpu>, clients: &BTreeMap<ClientId, Arc<Client>>) -> GpuReport {
+    let nvml = known.and_then(|gpu| gpu.nvml.as_ref());
+    GpuReport {
+        gpu: view.gpu,
+        name: nvml.map(|nvml| nvml.name.clone()),
+        mode: view.mode.to_string(),
+        order: view.order,
+        reason: view.last_change.as_ref().map(|change| change.reason.to_string()),
+        total_bytes: nvml.map(|nvml| nvml.total.0),
+        used_bytes: nvml.map(|nvml| nvml.used.0),
+        capacity_bytes: (!Gpus::is_unknown(view.capacity)).then_some(view.capacity.0),
+        committed_bytes: view.committed.0,
+        quantum_s: view.quantum.map(Nanos::as_secs_f64),
+        handover_s: view.handover_cost.map(Nanos::as_secs_f64),
+        score: f64::from(view.score_milli) / 1e3,
+        stall: view.stall_milli.map(|milli| f64::from(milli) / 1e3),
+        curable_refaulted_bytes: view.curable_refaults.0,
+        own_refaulted_bytes: view.self_refaults.0,
+        clients: view
+            .clients
+            .iter()
+            .map(|on_gpu| gpu_client_report(on_gpu, view, clients.get(&on_gpu.client).map(AsRef::as_ref)))
+            .collect(),
+    }
+}
+
+fn gpu_client_report(view: &ClientView, gpu: &GpuView, client: Option<&Client>) -> GpuClientReport {
+    GpuClientReport {
+        client: view.client,
+        name: client.map(|client| client.name.clone()).unwrap_or_default(),
+        pid: client.map_or(0, |client| client.identity.pid),
+        state: view.state.as_str().to_owned(),
+        managed_bytes: view.managed.0,
+        device_bytes: view.device.0,
+        weight_milli: view.weight_milli,
+        granted_s: view.granted.as_secs_f64(),
+        waited_s: view.waited.as_secs_f64(),
+        grants: view.grants,
+        seen: client.map(|client| client.totals(gpu.gpu)).unwrap_or_default(),
+    }
+}
+
+fn client_report(client: &Client, now: Nanos) -> ClientReport {
+    let gpus = client.gpus();
+    let (mut managed, mut device) = (Bytes::ZERO, Bytes::ZERO);
+    let mut seen = ClientTotals::default();
+    for &gpu in &gpus {
+        if let Some(activity) = client.activity(gpu, now, false) {
+            managed += activity.managed;
+            device += activity.device;
+        }
+        seen = seen.plus(client.totals(gpu));
+    }
+    ClientReport {
+        client: client.id,
+        name: client.name.clone(),
+        pid: client.identity.pid,
+        uid: client.identity.uid,
+        age_s: now.since(client.since).as_secs_f64(),
+        gpus,
+        managed_bytes: managed.0,
+        device_bytes: device.0,
+        seen,
+    }
+}
+
+fn sees(sensor: SensorName) -> &'static str {
+    match sensor {
+        SensorName::UvmKprobe => "faults, migrations by cause, evictions and for whom, per client",
+        SensorName::UvmCounters => "faults and bytes moved, per client",
+        SensorName::FaultThread => "share of time in which the driver serves faults, per GPU",
+        SensorName::Xid => "GPU errors",
+        SensorName::CudaUprobe => "processes that use CUDA without the shim",
+        SensorName::Nvml => "the GPUs and their memory",
+        SensorName::Shim => "demand, memory and hand-overs of programs under nvshare",
+    }
+}
+
+fn advice(status: &SensorStatus) -> Option<String> {
+    let reason = match &status.state {
+        SensorState::Attached(_) => return None,
+        SensorState::Unavailable(reason) => reason,
+    };
+    if reason.contains("switched off") {
+        return Some("set it to true under [sensors] in the configuration and restart the agent".to_owned());
+    }
+    let advice = match status.sensor {
+        SensorName::UvmKprobe => {
+            "run the agent as root (or with CAP_BPF and CAP_PERFMON) on a kernel with CONFIG_KPROBES and a loaded nvidia_uvm"
+        }
+        SensorName::UvmCounters => {
+            "start a program under nvshare: it hands over its descriptor; the agent must be able to open the driver's nvidia-uvm-tools device"
+        }
+        SensorName::FaultThread => {
+            "run the agent as root (or with CAP_BPF and CAP_PERFMON); the thread appears with the first CUDA program"
+        }
+        SensorName::Xid => "run the agent as root; the driver must be 575 or newer with open kernel modules",
+        SensorName::CudaUprobe => "run the agent as root; set [driver] libcuda if the library is in an unusual place",
+        SensorName::Nvml => "install the NVIDIA driver's libnvidia-ml.so.1, or set [driver] nvml to its path",
+        SensorName::Shim => return None,
+    };
+    Some(advice.to_owned())
+}
+
+fn verdict(sensors: &[SensorStatus]) -> String {
+    let has = |name| sensors.iter().any(|status| status.sensor == name && status.state.is_attached());
+    let verdict = if has(SensorName::UvmKprobe) || has(SensorName::UvmCounters) {
+        if has(SensorName::FaultThread) {
+            "thrash is detected per client and confirmed by the fault-service thread"
+        } else {
+            "thrash is detected per client, without confirmation by the fault-service thread"
+        }
+    } else if has(SensorName::FaultThread) {
+        "only the share of time spent in faults is known; who causes them is not"
+    } else {
+        "no sensor sees what the driver does: the mode does not change by itself (`nvsharectl set mode` still works)"
+    };
+    verdict.to_owned()
+}

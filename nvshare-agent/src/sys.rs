@@ -1,0 +1,152 @@
+//! System calls that need unsafe code: mappings shared with clients and the driver, bare ioctls, pidfds.
+
+use std::{
+    ffi::c_void,
+    io,
+    os::fd::{AsFd, AsRawFd, FromRawFd as _, OwnedFd},
+    ptr::NonNull,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use nvshare_wire::page::{PAGE_LEN, Page};
+use rustix::mm::{MapFlags, ProtFlags};
+
+/// A client's page, mapped read-only. The client may write to it at any time.
+#[derive(Debug)]
+pub(crate) struct ClientPage {
+    base: NonNull<Page>,
+}
+
+// SAFETY: the mapping is shared memory accessed through atomics only, from any thread.
+unsafe impl Send for ClientPage {}
+// SAFETY: as above.
+unsafe impl Sync for ClientPage {}
+
+impl ClientPage {
+    /// Maps the first [`PAGE_LEN`] bytes of `fd`.
+    ///
+    /// The caller has checked that the file has that size and is sealed against shrinking; otherwise a client
+    /// could make a later read fault.
+    pub(crate) fn map(fd: impl AsFd) -> io::Result<Self> {
+        // SAFETY: a fresh mapping at an address that the kernel chooses aliases nothing.
+        let base = unsafe {
+            rustix::mm::mmap(
+                std::ptr::null_mut(),
+                PAGE_LEN,
+                ProtFlags::READ,
+                MapFlags::SHARED,
+                fd,
+                0,
+            )?
+        };
+        let base = NonNull::new(base.cast()).ok_or_else(|| io::Error::other("mmap gave a null mapping"))?;
+        Ok(Self { base })
+    }
+
+    /// The page. Its fields are atomics, every value of them is valid.
+    pub(crate) fn get(&self) -> &Page {
+        // SAFETY: the mapping is page-aligned, PAGE_LEN ≥ size_of::<Page>() bytes long, lives as long as `self`,
+        // and any bit pattern is a valid Page.
+        unsafe { self.base.as_ref() }
+    }
+}
+
+impl Drop for ClientPage {
+    fn drop(&mut self) {
+        // SAFETY: the mapping was made by `map` and no reference outlives `self`.
+        let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), PAGE_LEN) };
+    }
+}
+
+/// One page of memory that the driver writes counters into.
+#[derive(Debug)]
+pub(crate) struct CounterPage {
+    base: NonNull<c_void>,
+}
+
+// SAFETY: the mapping is read through atomics only, from any thread.
+unsafe impl Send for CounterPage {}
+// SAFETY: as above.
+unsafe impl Sync for CounterPage {}
+
+impl CounterPage {
+    const LEN: usize = 4096;
+
+    /// A zeroed page.
+    pub(crate) fn new() -> io::Result<Self> {
+        // SAFETY: a fresh anonymous mapping aliases nothing.
+        let base = unsafe {
+            rustix::mm::mmap_anonymous(
+                std::ptr::null_mut(),
+                Self::LEN,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED,
+            )?
+        };
+        NonNull::new(base).map(|base| Self { base }).ok_or_else(|| io::Error::other("mmap gave a null mapping"))
+    }
+
+    /// The address to hand to the driver.
+    pub(crate) fn address(&self) -> u64 {
+        self.base.as_ptr() as u64
+    }
+
+    /// The `index`th counter, 0 beyond the page.
+    pub(crate) fn read(&self, index: usize) -> u64 {
+        if index >= Self::LEN / 8 {
+            return 0;
+        }
+        // SAFETY: within the mapping, aligned, and only ever accessed atomically by this process.
+        let counter = unsafe { self.base.cast::<AtomicU64>().add(index).as_ref() };
+        counter.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for CounterPage {
+    fn drop(&mut self) {
+        // SAFETY: the mapping was made by `new` and no reference outlives `self`.
+        let _ = unsafe { rustix::mm::munmap(self.base.as_ptr(), Self::LEN) };
+    }
+}
+
+/// An ioctl whose number is a bare integer and whose argument is a buffer that the driver reads and writes.
+pub(crate) fn bare_ioctl(fd: impl AsFd, number: u32, buffer: &mut [u8]) -> io::Result<()> {
+    // SAFETY: the buffer is writable for its whole length, and callers size it for the largest layout of this
+    // number.
+    let result = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), number.into(), buffer.as_mut_ptr()) };
+    if result == 0 {
+        Ok(())
+    } else if result > 0 {
+        Err(io::Error::other(format!("ioctl {number} returned {result}")))
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// A pidfd of the process at the other end of a unix socket, as the kernel recorded it at connect time.
+///
+/// Kernels before 6.5 do not know the option; the caller falls back to opening a pidfd by number.
+pub(crate) fn peer_pidfd(socket: impl AsFd) -> io::Result<OwnedFd> {
+    /// `SO_PEERPIDFD` of asm-generic/socket.h.
+    const SO_PEERPIDFD: libc::c_int = 77;
+    let mut fd: libc::c_int = -1;
+    let mut len = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: `fd` and `len` are valid for writes of the sizes announced.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_PEERPIDFD,
+            (&raw mut fd).cast(),
+            &raw mut len,
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if fd < 0 {
+        return Err(io::Error::other("the kernel gave no pidfd"));
+    }
+    // SAFETY: the kernel returned a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
