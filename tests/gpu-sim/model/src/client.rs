@@ -143,4 +143,4 @@ mod kernel;
 mod ranges;
 mod session;
 pub use host::Host;
-pub use session::Session;
+pub use session::{Session, stats};

@@ -26,6 +26,8 @@ pub enum Op {
     Prefetch = 6,
     /// (base, len): at most a window of blocks. Reply: when done, bytes covered; records.
     TouchCpu = 7,
+    /// What has happened so far, as JSON in the text. Needs no greeting.
+    Stats = 8,
 }
 
 /// The destination of a prefetch to host memory.
@@ -42,6 +44,7 @@ impl Op {
             5 => Self::FreePlain,
             6 => Self::Prefetch,
             7 => Self::TouchCpu,
+            8 => Self::Stats,
             _ => return None,
         })
     }
@@ -137,7 +140,7 @@ impl Reply {
             2 => Status::Refused,
             _ => return Err(io::Error::other("the simulator's reply makes no sense")),
         };
-        if head[3] > 1 << 20 || head[4] > 1 << 16 {
+        if head[3] > 1 << 20 || head[4] > 1 << 24 {
             return Err(io::Error::other("the simulator's reply is too long"));
         }
         let mut records = Vec::with_capacity(head[3] as usize);

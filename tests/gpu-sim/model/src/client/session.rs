@@ -249,6 +249,14 @@ fn whole_pages(len: u64) -> u64 {
     len.div_ceil(PAGE_BYTES).saturating_mul(PAGE_BYTES)
 }
 
+/// What the simulator whose files are in `dir` has counted since its start, as JSON.
+pub fn stats(dir: &Path) -> Result<String, ConnectError> {
+    let mut stream = UnixStream::connect(dir.join("sim.sock")).map_err(unreachable(dir, "its socket"))?;
+    let reply =
+        call(&mut stream, Op::Stats, [0; 4]).map_err(unreachable(dir, "asking for its statistics"))?;
+    Ok(reply.text)
+}
+
 fn call(stream: &mut UnixStream, op: Op, arguments: [u64; 4]) -> std::io::Result<Reply> {
     let [a, b, c, d] = arguments;
     let request: Request = [op as u64, a, b, c, d];
