@@ -1,3 +1,30 @@
-//! Placeholder.
+//! Programs that stand for a user's: they use CUDA through the driver's interface, reached as the CUDA runtime reaches it
+//! (`dlopen`, one `dlsym`, then `cuGetProcAddress`), so that a preloaded library meets what it meets in real programs.
+//! They run on the simulated GPU and on a real one.
 
-fn main() {}
+mod cuda;
+mod nvml;
+mod quantity;
+mod sweep;
+
+use clap::{Parser, Subcommand};
+
+/// Programs that use CUDA, for tests and demonstrations of nvshare.
+#[derive(Debug, Parser)]
+#[command(name = "nvshare-workload", version)]
+struct Arguments {
+    #[command(subcommand)]
+    workload: Workload,
+}
+
+#[derive(Debug, Subcommand)]
+enum Workload {
+    /// Sweep over memory again and again until a given amount of GPU work is done.
+    Sweep(sweep::Options),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Arguments::parse().workload {
+        Workload::Sweep(options) => sweep::run(&options),
+    }
+}

@@ -1,7 +1,5 @@
 //! Types and numbers of the CUDA driver's C interface, as far as the simulated driver uses them (cuda.h 13.0).
 
-#![expect(clippy::upper_case_acronyms, reason = "the driver's own names")]
-
 use std::ffi::{CStr, c_char, c_void};
 
 /// A driver result code.
@@ -83,7 +81,7 @@ impl<T> Out<T> {
         Self(pointer)
     }
 
-    pub(crate) fn is_null(self) -> bool {
+    pub(crate) fn is_null(&self) -> bool {
         self.0.is_null()
     }
 

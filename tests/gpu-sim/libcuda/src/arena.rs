@@ -12,7 +12,13 @@
 //! Blocks are multiples of 2 MiB (the unit of UVM), never overlap, and are given to the parent only: as with the real
 //! driver's mappings a forked child does not have them.
 
-use std::{collections::BTreeMap, io, os::fd::{AsRawFd, FromRawFd, OwnedFd}, ptr, sync::Mutex};
+use std::{
+    collections::BTreeMap,
+    io,
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    ptr,
+    sync::Mutex,
+};
 
 use crate::registry::lock;
 

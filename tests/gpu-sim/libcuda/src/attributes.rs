@@ -4,7 +4,7 @@ use std::ffi::c_void;
 
 use crate::{
     abi::{
-        DEVICE_CPU, Device, DevicePtr, In, INVALID_VALUE, LOCATION_DEVICE, LOCATION_HOST, MEMORY_DEVICE,
+        DEVICE_CPU, Device, DevicePtr, INVALID_VALUE, In, LOCATION_DEVICE, LOCATION_HOST, MEMORY_DEVICE,
         MEMORY_HOST, MemLocation, NOT_SUPPORTED, Out, Outcome,
     },
     entry::driver_api,
@@ -38,16 +38,14 @@ fn attribute(attribute: u32, address: u64, allocation: &Allocation) -> Outcome<V
         2 => Value::Int(if on_host { MEMORY_HOST } else { MEMORY_DEVICE }),
         3 => Value::Wide(address),
         4 if on_host || managed => Value::Wide(address),
-        6 => Value::Bool(false),
+        6 | 10 | 15 => Value::Bool(false),
         7 | 20 => Value::Wide(allocation.id),
         8 => Value::Bool(managed),
         9 => Value::Int(allocation.gpu as u32),
-        10 => Value::Bool(false),
         11 | 19 => Value::Wide(allocation.base),
         12 | 18 => Value::Wide(allocation.len),
         13 => Value::Bool(true),
         14 => Value::Wide(0),
-        15 => Value::Bool(false),
         16 => Value::Int(3),
         17 => Value::Wide(allocation.pool as u64),
         4 | 5 => return Err(INVALID_VALUE),

@@ -4,9 +4,10 @@ use nvshare_gpu_sim_model::client::{Access, Direction, Location, Work};
 
 use crate::{
     abi::{
-        DEVICE_CPU, Device, DevicePtr, Handle, INVALID_VALUE, In, LOCATION_DEVICE, LOCATION_HOST, LOCATION_HOST_NUMA,
-        LOCATION_HOST_NUMA_CURRENT, MEMORY_ARRAY, MEMORY_DEVICE, MEMORY_HOST, MEMORY_UNIFIED, MemLocation, Memcpy2D,
-        Memcpy3D, MemsetNodeParams, NOT_SUPPORTED, Out, Outcome, STREAM_CAPTURE_UNSUPPORTED,
+        DEVICE_CPU, Device, DevicePtr, Handle, INVALID_VALUE, In, LOCATION_DEVICE, LOCATION_HOST,
+        LOCATION_HOST_NUMA, LOCATION_HOST_NUMA_CURRENT, MEMORY_ARRAY, MEMORY_DEVICE, MEMORY_HOST,
+        MEMORY_UNIFIED, MemLocation, Memcpy2D, Memcpy3D, MemsetNodeParams, NOT_SUPPORTED, Out, Outcome,
+        STREAM_CAPTURE_UNSUPPORTED,
     },
     context,
     entry::stream_api,
@@ -215,7 +216,13 @@ fn copy(copy: Copy, stream: Handle, flavour: Flavour, synchronous: bool) -> Outc
 }
 
 /// The same for addresses that must be device memory, `len` bytes of it.
-fn device_copy(device: &[u64], request: Copy, stream: Handle, flavour: Flavour, synchronous: bool) -> Outcome {
+fn device_copy(
+    device: &[u64],
+    request: Copy,
+    stream: Handle,
+    flavour: Flavour,
+    synchronous: bool,
+) -> Outcome {
     context::current()?;
     if request.bytes() > 0 {
         for &address in device {
@@ -225,7 +232,17 @@ fn device_copy(device: &[u64], request: Copy, stream: Handle, flavour: Flavour, 
     copy(request, stream, flavour, synchronous)
 }
 
-fn fill(dst: u64, pitch: usize, value: u32, element: u64, width: usize, height: usize, stream: Handle, flavour: Flavour, synchronous: bool) -> Outcome {
+fn fill(
+    dst: u64,
+    pitch: usize,
+    value: u32,
+    element: u64,
+    width: usize,
+    height: usize,
+    stream: Handle,
+    flavour: Flavour,
+    synchronous: bool,
+) -> Outcome {
     let stream = resolve(stream, flavour)?;
     let (pitch, width, height) = (pitch as u64, width as u64, height as u64);
     let fill = Fill { dst, pitch, value, element, width, height };
@@ -320,7 +337,13 @@ fn location(location: MemLocation) -> Outcome<Location> {
     }
 }
 
-fn prefetch_async(address: DevicePtr, len: usize, to: MemLocation, stream: Handle, flavour: Flavour) -> Outcome {
+fn prefetch_async(
+    address: DevicePtr,
+    len: usize,
+    to: MemLocation,
+    stream: Handle,
+    flavour: Flavour,
+) -> Outcome {
     let to = location(to)?;
     let stream = resolve(stream, flavour)?;
     let allocation = memory::check_device_range(address, len as u64)?;

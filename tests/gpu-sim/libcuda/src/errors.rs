@@ -7,7 +7,11 @@ use crate::{
     entry::driver_api,
 };
 
-fn entry(code: u32, text: Out<*const c_char>, pick: fn(&(u32, &'static str, &'static str)) -> &'static str) -> Outcome {
+fn entry(
+    code: u32,
+    text: Out<*const c_char>,
+    pick: fn(&(u32, &'static str, &'static str)) -> &'static str,
+) -> Outcome {
     let Some(found) = RESULTS.iter().find(|result| result.0 == code) else {
         text.set_optional(std::ptr::null());
         return Err(INVALID_VALUE);

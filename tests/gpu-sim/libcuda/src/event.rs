@@ -7,8 +7,9 @@ use std::{
 
 use crate::{
     abi::{CAPTURED_EVENT, Handle, INVALID_HANDLE, INVALID_VALUE, NOT_READY, Out, Outcome},
-    context, graph,
+    context,
     entry::{driver_api, stream_api},
+    graph,
     graph::{Capture, NodeId},
     launch::Operation,
     registry::{Registry, lock},

@@ -15,9 +15,10 @@ use std::{
 
 use crate::{
     abi::{
-        CUresult, GraphInstantiateParams, Handle, HostNodeParams, INVALID_VALUE, In, KernelNodeParams, Memcpy3D,
-        MemsetNodeParams, Out, Outcome, STREAM_CAPTURE_INVALIDATED, STREAM_CAPTURE_MERGE, STREAM_CAPTURE_UNJOINED,
-        STREAM_CAPTURE_UNMATCHED, STREAM_CAPTURE_UNSUPPORTED, STREAM_CAPTURE_WRONG_THREAD,
+        CUresult, GraphInstantiateParams, Handle, HostNodeParams, INVALID_VALUE, In, KernelNodeParams,
+        Memcpy3D, MemsetNodeParams, Out, Outcome, STREAM_CAPTURE_INVALIDATED, STREAM_CAPTURE_MERGE,
+        STREAM_CAPTURE_UNJOINED, STREAM_CAPTURE_UNMATCHED, STREAM_CAPTURE_UNSUPPORTED,
+        STREAM_CAPTURE_WRONG_THREAD,
     },
     context::Context,
     copy,
@@ -192,7 +193,13 @@ impl Capture {
         if state.invalid {
             return Err(STREAM_CAPTURE_INVALIDATED);
         }
-        Ok(state.members.get(&handle_of(stream)).into_iter().flat_map(|member| &member.tails).copied().collect())
+        Ok(state
+            .members
+            .get(&handle_of(stream))
+            .into_iter()
+            .flat_map(|member| &member.tails)
+            .copied()
+            .collect())
     }
 
     /// Makes a stream wait for nodes of this capture, which draws it into the capture.
@@ -234,8 +241,11 @@ impl Capture {
         let failure = if state.invalid {
             Some(STREAM_CAPTURE_INVALIDATED)
         } else {
-            let joined =
-                state.members.get(&self.origin).map(|member| self.graph.ancestors(&member.tails)).unwrap_or_default();
+            let joined = state
+                .members
+                .get(&self.origin)
+                .map(|member| self.graph.ancestors(&member.tails))
+                .unwrap_or_default();
             state
                 .members
                 .values()
@@ -318,7 +328,13 @@ fn update_dependencies(stream: &Arc<Stream>, nodes: In<NodeId>, count: usize, fl
     Ok(())
 }
 
-fn add_node(out: Out<Handle>, graph: Handle, after: In<NodeId>, count: usize, operation: Operation) -> Outcome {
+fn add_node(
+    out: Out<Handle>,
+    graph: Handle,
+    after: In<NodeId>,
+    count: usize,
+    operation: Operation,
+) -> Outcome {
     let graph = GRAPHS.get(graph)?;
     if out.is_null() {
         return Err(INVALID_VALUE);

@@ -2,14 +2,17 @@
 
 use std::{
     ffi::c_void,
-    sync::{Arc, atomic::{AtomicU32, AtomicU64, Ordering}},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
 use nvshare_gpu_sim_model::client::Location;
 
 use crate::{
-    abi::{Handle, HostFn, In, INVALID_HANDLE, INVALID_VALUE, LaunchConfig, Outcome, StreamCallback},
+    abi::{Handle, HostFn, INVALID_HANDLE, INVALID_VALUE, In, LaunchConfig, Outcome, StreamCallback},
     copy::{self, Copy, Fill},
     entry::stream_api,
     event::Event,
@@ -27,12 +30,25 @@ pub(crate) enum Operation {
     Kernel(Launch),
     Copy(Copy),
     Fill(Fill),
-    Prefetch { address: u64, len: u64, to: Location },
+    Prefetch {
+        address: u64,
+        len: u64,
+        to: Location,
+    },
     Call(Callback),
     Record(Arc<Event>),
     Free(u64),
-    WriteValue { address: u64, value: u64, bytes: u8 },
-    WaitValue { address: u64, value: u64, flags: u32, bytes: u8 },
+    WriteValue {
+        address: u64,
+        value: u64,
+        bytes: u8,
+    },
+    WaitValue {
+        address: u64,
+        value: u64,
+        flags: u32,
+        bytes: u8,
+    },
     /// The operations of a graph, in order.
     Graph(Arc<Vec<Operation>>),
 }
@@ -124,7 +140,7 @@ fn wait_value(address: u64, value: u64, flags: u32, bytes: u8) -> Outcome {
     const POLL: Duration = Duration::from_micros(50);
     loop {
         let (target, _) = memory::kernel_access(address, u64::from(bytes))?;
-        if !target.cast::<u64>().is_aligned() && !(bytes == 4 && target.cast::<u32>().is_aligned()) {
+        if !(target.cast::<u64>().is_aligned() || bytes == 4 && target.cast::<u32>().is_aligned()) {
             return Err(INVALID_VALUE);
         }
         // SAFETY: in bounds of a live allocation and aligned.
@@ -154,7 +170,11 @@ fn wait_value(address: u64, value: u64, flags: u32, bytes: u8) -> Outcome {
 const PARAM_BUFFER: usize = 1;
 
 /// Reads a kernel's arguments as the program packed them.
-pub(crate) fn arguments(function: &Function, params: *const *const c_void, extra: *const *const c_void) -> Outcome<Arc<[Argument]>> {
+pub(crate) fn arguments(
+    function: &Function,
+    params: *const *const c_void,
+    extra: *const *const c_void,
+) -> Outcome<Arc<[Argument]>> {
     let kinds = function.kinds();
     if kinds.is_empty() {
         return Ok(Arc::new([]));

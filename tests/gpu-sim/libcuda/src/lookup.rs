@@ -74,8 +74,14 @@ fn find(name: &str, version: u32, flags: u64) -> Result<*const (), u32> {
     }
 }
 
-fn look_up(symbol: Text, function: Out<*const c_void>, version: i32, flags: u64, status: Out<u32>) -> Outcome {
-    if function.is_null() || flags & !3 != 0 || version > DRIVER_VERSION || version < 0 {
+fn look_up(
+    symbol: Text,
+    function: Out<*const c_void>,
+    version: i32,
+    flags: u64,
+    status: Out<u32>,
+) -> Outcome {
+    if function.is_null() || flags & !3 != 0 || !(0..=DRIVER_VERSION).contains(&version) {
         return Err(INVALID_VALUE);
     }
     let (pointer, result) = match find(symbol.get()?, version.cast_unsigned(), flags) {

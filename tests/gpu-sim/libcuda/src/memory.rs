@@ -118,15 +118,14 @@ fn unmap_blocks(kind: Kind, base: u64, len: u64) {
 impl Memory {
     fn take_from_slab(&mut self, kind: Kind, class: u64) -> Outcome<(u64, u64)> {
         let key = (kind, class);
-        let slab = match self.open.get(&key).and_then(|slabs| slabs.last()) {
-            Some(&slab) => slab,
-            None => {
-                let base = map_blocks(kind, BLOCK)?;
-                let free = (0..BLOCK / class).rev().map(|index| base + index * class).collect();
-                self.slabs.insert(base, Slab { kind: Some(kind), class, used: 0, free });
-                self.open.entry(key).or_default().push(base);
-                base
-            }
+        let slab = if let Some(&slab) = self.open.get(&key).and_then(|slabs| slabs.last()) {
+            slab
+        } else {
+            let base = map_blocks(kind, BLOCK)?;
+            let free = (0..BLOCK / class).rev().map(|index| base + index * class).collect();
+            self.slabs.insert(base, Slab { kind: Some(kind), class, used: 0, free });
+            self.open.entry(key).or_default().push(base);
+            base
         };
         let room = self.slabs.get_mut(&slab).ok_or(OUT_OF_MEMORY)?;
         let address = room.free.pop().ok_or(OUT_OF_MEMORY)?;
@@ -164,7 +163,14 @@ impl Memory {
 }
 
 /// Allocates in the context's device; `pool` is 0 or the pool the memory belongs to.
-pub(crate) fn allocate(kind: Kind, len: u64, context: Handle, gpu: usize, flags: u32, pool: Handle) -> Outcome<u64> {
+pub(crate) fn allocate(
+    kind: Kind,
+    len: u64,
+    context: Handle,
+    gpu: usize,
+    flags: u32,
+    pool: Handle,
+) -> Outcome<u64> {
     if len == 0 {
         return Err(INVALID_VALUE);
     }
@@ -242,7 +248,12 @@ pub(crate) fn copy_access(address: u64, len: u64) -> Outcome<(*mut u8, Option<Ki
     }
 }
 
-fn allocate_in_current(out: Out<DevicePtr>, len: usize, kind: impl FnOnce(usize) -> Kind, flags: u32) -> Outcome {
+fn allocate_in_current(
+    out: Out<DevicePtr>,
+    len: usize,
+    kind: impl FnOnce(usize) -> Kind,
+    flags: u32,
+) -> Outcome {
     let context = context::current()?;
     if out.is_null() {
         return Err(INVALID_VALUE);
@@ -252,7 +263,13 @@ fn allocate_in_current(out: Out<DevicePtr>, len: usize, kind: impl FnOnce(usize)
     out.set(allocate(kind(gpu), len as u64, handle_of(&context), gpu, flags, 0)?)
 }
 
-fn allocate_pitch(out: Out<DevicePtr>, pitch: Out<usize>, width: usize, height: usize, element: u32) -> Outcome {
+fn allocate_pitch(
+    out: Out<DevicePtr>,
+    pitch: Out<usize>,
+    width: usize,
+    height: usize,
+    element: u32,
+) -> Outcome {
     if pitch.is_null() || !matches!(element, 4 | 8 | 16) {
         return Err(INVALID_VALUE);
     }

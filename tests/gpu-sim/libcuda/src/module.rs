@@ -19,8 +19,8 @@ use std::{
 
 use crate::{
     abi::{
-        Device, FILE_NOT_FOUND, Handle, INVALID_HANDLE, INVALID_IMAGE, INVALID_VALUE, NO_BINARY_FOR_GPU, NOT_FOUND,
-        Out, Outcome, Text,
+        Device, FILE_NOT_FOUND, Handle, INVALID_HANDLE, INVALID_IMAGE, INVALID_VALUE, NO_BINARY_FOR_GPU,
+        NOT_FOUND, Out, Outcome, Text,
     },
     context,
     entry::driver_api,
@@ -377,4 +377,3 @@ fn occupancy(blocks: Out<i32>, function: Handle, threads: i32) -> Outcome {
 pub(crate) fn node_function(function: Handle, kernel: Handle) -> Outcome<Arc<Function>> {
     FUNCTIONS.get(if function == 0 { kernel } else { function })
 }
-

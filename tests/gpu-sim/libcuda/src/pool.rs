@@ -14,8 +14,8 @@ use std::{
 
 use crate::{
     abi::{
-        ALLOCATION_MANAGED, ALLOCATION_PINNED, DevicePtr, Handle, In, INVALID_VALUE, LOCATION_DEVICE, MemLocation,
-        MemPoolProps, NOT_SUPPORTED, Out, Outcome,
+        ALLOCATION_MANAGED, ALLOCATION_PINNED, DevicePtr, Handle, INVALID_VALUE, In, LOCATION_DEVICE,
+        MemLocation, MemPoolProps, NOT_SUPPORTED, Out, Outcome,
     },
     entry::{driver_api, stream_api},
     launch::Operation,
@@ -38,13 +38,8 @@ static POOLS: Registry<Pool> = Registry::new();
 static CURRENT: Mutex<BTreeMap<(usize, bool), Handle>> = Mutex::new(BTreeMap::new());
 
 fn make(gpu: usize, managed: bool) -> Handle {
-    let pool = Pool {
-        gpu,
-        managed,
-        threshold: AtomicU64::new(0),
-        used: AtomicU64::new(0),
-        high: AtomicU64::new(0),
-    };
+    let pool =
+        Pool { gpu, managed, threshold: AtomicU64::new(0), used: AtomicU64::new(0), high: AtomicU64::new(0) };
     POOLS.insert(Arc::new(pool))
 }
 
@@ -80,7 +75,13 @@ fn key(location: In<MemLocation>, allocation_type: u32) -> Outcome<(usize, bool)
     }
 }
 
-fn allocate(out: Out<DevicePtr>, len: usize, pool: Option<Handle>, stream: Handle, flavour: Flavour) -> Outcome {
+fn allocate(
+    out: Out<DevicePtr>,
+    len: usize,
+    pool: Option<Handle>,
+    stream: Handle,
+    flavour: Flavour,
+) -> Outcome {
     let stream = resolve(stream, flavour)?;
     if out.is_null() {
         return Err(INVALID_VALUE);

@@ -11,7 +11,10 @@ use std::{
 use nvshare_gpu_sim_model::client::{EntryPoints, GpuInfo, Session, SimError};
 
 use crate::{
-    abi::{CUresult, INVALID_DEVICE, INVALID_VALUE, NO_DEVICE, NOT_INITIALIZED, OUT_OF_MEMORY, Out, Outcome, SUCCESS, UNKNOWN},
+    abi::{
+        CUresult, INVALID_DEVICE, INVALID_VALUE, NO_DEVICE, NOT_INITIALIZED, OUT_OF_MEMORY, Out, Outcome,
+        SUCCESS, UNKNOWN,
+    },
     arena::Arena,
     entry::driver_api,
     registry::lock,

@@ -16,7 +16,10 @@ use std::{
 };
 
 use crate::{
-    abi::{CONTEXT_IS_DESTROYED, CUresult, Handle, INVALID_HANDLE, OUT_OF_MEMORY, Outcome, STREAM_CAPTURE_IMPLICIT},
+    abi::{
+        CONTEXT_IS_DESTROYED, CUresult, Handle, INVALID_HANDLE, OUT_OF_MEMORY, Outcome,
+        STREAM_CAPTURE_IMPLICIT,
+    },
     context::{self, Context},
     graph::Capture,
     launch::Operation,
@@ -213,9 +216,8 @@ impl Stream {
         if !queue.running {
             queue.running = true;
             let stream = Arc::clone(self);
-            if let Err(error) = std::thread::Builder::new()
-                .name("nvshare-sim-str".to_owned())
-                .spawn(move || stream.work())
+            if let Err(error) =
+                std::thread::Builder::new().name("nvshare-sim-str".to_owned()).spawn(move || stream.work())
             {
                 queue.running = false;
                 crate::process::log(&format!("cannot start a thread for a stream: {error}"));

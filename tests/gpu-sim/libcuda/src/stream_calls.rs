@@ -3,7 +3,9 @@
 use std::{ffi::c_void, sync::Arc};
 
 use crate::{
-    abi::{HostFn, Handle, INVALID_VALUE, NOT_READY, Out, Outcome, STREAM_CAPTURE_UNSUPPORTED, StreamCallback},
+    abi::{
+        Handle, HostFn, INVALID_VALUE, NOT_READY, Out, Outcome, STREAM_CAPTURE_UNSUPPORTED, StreamCallback,
+    },
     context,
     entry::{driver_api, stream_api},
     launch::{Callback, Operation},
