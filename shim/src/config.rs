@@ -1,0 +1,225 @@
+//! What the environment says, read once at the first CUDA look-up. A bad value is named in one line and
+//! the default holds.
+
+use std::{ffi::OsString, path::PathBuf, sync::OnceLock};
+
+use crate::log::{self, Level, warning};
+
+/// The settings of this process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Config {
+    /// `NVSHARE_DISABLE`: nothing is hooked.
+    pub(crate) disabled: bool,
+    /// `NVSHARE_RUN_DIR`: where the agent's socket lies.
+    pub(crate) run_dir: PathBuf,
+    /// `NVSHARE_LOG`.
+    pub(crate) level: Level,
+    /// `NVSHARE_MANAGED_MIN_BYTES`: smaller blocks stay plain device memory.
+    pub(crate) managed_min: u64,
+    /// `NVSHARE_MEMORY_LIMIT`: bytes this process may hold on each device; `None` is the whole device.
+    pub(crate) memory_limit: Option<u64>,
+    /// `NVSHARE_ALLOW_SINGLE_OVERSUB`: this process alone may hold more than a device has.
+    pub(crate) allow_oversub: bool,
+    /// `NVSHARE_WEIGHT` in thousandths, at most 1000.
+    pub(crate) weight_milli: u32,
+    /// `NVSHARE_PRIORITY`, at most 0.
+    pub(crate) priority: i32,
+}
+
+/// The unit in which UVM moves memory. A smaller block shares its 2 MiB with others and cannot be evicted
+/// for itself, while plain device memory keeps CUDA IPC working for it.
+const MANAGED_MIN: u64 = 2 << 20;
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            disabled: false,
+            run_dir: PathBuf::from("/run/nvshare"),
+            level: Level::Warn,
+            managed_min: MANAGED_MIN,
+            memory_limit: None,
+            allow_oversub: false,
+            weight_milli: 1000,
+            priority: 0,
+        }
+    }
+}
+
+/// The settings, read from the environment by the first caller.
+pub(crate) fn get() -> &'static Config {
+    static CONFIG: OnceLock<Config> = OnceLock::new();
+    CONFIG.get_or_init(|| {
+        let (config, complaints) = Config::read(|name| std::env::var_os(name));
+        log::set_level(config.level);
+        for complaint in complaints {
+            warning!("{complaint}");
+        }
+        config
+    })
+}
+
+impl Config {
+    /// Reads settings through `lookup`; returns them and a line for each value that was refused.
+    fn read(lookup: impl Fn(&str) -> Option<OsString>) -> (Self, Vec<String>) {
+        let mut config = Self::default();
+        let mut complaints = Vec::new();
+        let mut value = |name: &str, expected: &str, take: &mut dyn FnMut(&str) -> Option<()>| {
+            let Some(raw) = lookup(name).filter(|raw| !raw.is_empty()) else { return };
+            if raw.to_str().map(str::trim).and_then(take).is_none() {
+                complaints.push(format!("{name}={} is ignored: expected {expected}", raw.display()));
+            }
+        };
+        value("NVSHARE_DISABLE", "0 or 1", &mut |text| switch(text).map(|on| config.disabled = on));
+        value("NVSHARE_DEBUG", "0 or 1", &mut |text| {
+            switch(text).map(|on| {
+                if on {
+                    config.level = Level::Debug;
+                }
+            })
+        });
+        value("NVSHARE_LOG", "off, error, warn, info or debug", &mut |text| {
+            config.level = match text {
+                "off" => Level::Off,
+                "error" => Level::Error,
+                "warn" => Level::Warn,
+                "info" => Level::Info,
+                "debug" => Level::Debug,
+                _ => return None,
+            };
+            Some(())
+        });
+        value("NVSHARE_MANAGED_MIN_BYTES", "bytes, such as 2097152 or \"2 MiB\"", &mut |text| {
+            bytes(text).map(|bytes| config.managed_min = bytes.max(1))
+        });
+        value("NVSHARE_MEMORY_LIMIT", "bytes above 0, such as \"8 GiB\"", &mut |text| {
+            bytes(text).filter(|&bytes| bytes > 0).map(|bytes| config.memory_limit = Some(bytes))
+        });
+        for name in ["NVSHARE_ENABLE_SINGLE_OVERSUB", "NVSHARE_ALLOW_SINGLE_OVERSUB"] {
+            value(name, "0 or 1", &mut |text| switch(text).map(|on| config.allow_oversub = on));
+        }
+        value(
+            "NVSHARE_WEIGHT",
+            "a number above 0 and at most 1 (only the administrator can raise it)",
+            &mut |text| {
+                let milli = text.parse::<f64>().ok()? * 1000.0;
+                (1.0..=1000.0).contains(&milli).then(|| config.weight_milli = milli.round() as u32)
+            },
+        );
+        value(
+            "NVSHARE_PRIORITY",
+            "a whole number of at most 0 (only the administrator can raise it)",
+            &mut |text| {
+                text.parse().ok().filter(|&priority| priority <= 0).map(|priority| config.priority = priority)
+            },
+        );
+        if let Some(dir) = lookup("NVSHARE_RUN_DIR").filter(|dir| !dir.is_empty()) {
+            config.run_dir = dir.into();
+        }
+        (config, complaints)
+    }
+}
+
+fn switch(text: &str) -> Option<bool> {
+    match text {
+        "1" | "true" | "yes" | "on" => Some(true),
+        "0" | "false" | "no" | "off" => Some(false),
+        _ => None,
+    }
+}
+
+/// A number of bytes with an optional unit.
+fn bytes(text: &str) -> Option<u64> {
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let factor: u64 = match unit.trim() {
+        "" | "B" => 1,
+        "K" | "k" | "KiB" => 1 << 10,
+        "M" | "m" | "MiB" => 1 << 20,
+        "G" | "g" | "GiB" => 1 << 30,
+        "T" | "t" | "TiB" => 1 << 40,
+        "KB" | "kB" => 1_000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        "TB" => 1_000_000_000_000,
+        _ => return None,
+    };
+    if let Ok(whole) = number.parse::<u64>() {
+        return whole.checked_mul(factor);
+    }
+    let value = number.parse::<f64>().ok()? * factor as f64;
+    (value.is_finite() && value < u64::MAX as f64).then_some(value as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(pairs: &[(&str, &str)]) -> (Config, Vec<String>) {
+        Config::read(|name| pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| value.into()))
+    }
+
+    #[test]
+    fn an_empty_environment_gives_the_defaults_without_complaint() {
+        assert_eq!(read(&[]), (Config::default(), vec![]));
+        assert_eq!(read(&[("NVSHARE_MEMORY_LIMIT", "")]), (Config::default(), vec![]));
+    }
+
+    #[test]
+    fn every_setting_is_taken() {
+        let (config, complaints) = read(&[
+            ("NVSHARE_DISABLE", "1"),
+            ("NVSHARE_RUN_DIR", "/tmp/x"),
+            ("NVSHARE_LOG", "info"),
+            ("NVSHARE_MANAGED_MIN_BYTES", "64 KiB"),
+            ("NVSHARE_MEMORY_LIMIT", "1.5GiB"),
+            ("NVSHARE_ENABLE_SINGLE_OVERSUB", "1"),
+            ("NVSHARE_WEIGHT", "0.25"),
+            ("NVSHARE_PRIORITY", "-3"),
+        ]);
+        assert_eq!(complaints, Vec::<String>::new());
+        assert_eq!(
+            config,
+            Config {
+                disabled: true,
+                run_dir: "/tmp/x".into(),
+                level: Level::Info,
+                managed_min: 64 << 10,
+                memory_limit: Some(3 << 29),
+                allow_oversub: true,
+                weight_milli: 250,
+                priority: -3,
+            }
+        );
+    }
+
+    #[test]
+    fn bad_values_keep_the_default_and_are_named_once_each() {
+        let bad = [
+            ("NVSHARE_DISABLE", "maybe"),
+            ("NVSHARE_LOG", "loud"),
+            ("NVSHARE_MANAGED_MIN_BYTES", "-5"),
+            ("NVSHARE_MEMORY_LIMIT", "0"),
+            ("NVSHARE_WEIGHT", "2"),
+            ("NVSHARE_PRIORITY", "1"),
+        ];
+        let (config, complaints) = read(&bad);
+        assert_eq!(config, Config::default());
+        assert_eq!(complaints.len(), bad.len());
+        for ((name, value), line) in
+            bad.iter().zip(["DISABLE", "LOG", "MANAGED", "LIMIT", "WEIGHT", "PRIORITY"])
+        {
+            assert!(
+                complaints.iter().any(|c| c.contains(name) && c.contains(value) && c.contains(line)),
+                "{name} is not named in {complaints:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn sizes_that_do_not_fit_are_refused() {
+        assert_eq!(bytes("99999999999 GiB"), None);
+        assert_eq!(bytes("8 parsecs"), None);
+        assert_eq!(bytes("inf"), None);
+        assert_eq!(bytes("2 GB"), Some(2_000_000_000));
+    }
+}

@@ -1,0 +1,119 @@
+//! The driver functions that the shim calls on its own account, past its own hooks.
+
+use std::{
+    ffi::{c_int, c_uint, c_void},
+    mem::transmute,
+};
+
+use crate::{
+    abi::{
+        ATTACH_GLOBAL, CAPTURE_RELAXED, CUdevice, CUdeviceptr, CUresult, Flavour, MEMORY_HOST, NO_DRIVER,
+        NOT_CAPTURING, POINTER_MEMORY_TYPE, Ptr, SUCCESS,
+    },
+    table::Real,
+};
+
+/// Calls the driver's `$symbol`; the result is an error where the driver has no such function.
+macro_rules! call {
+    ($symbol:literal ( $($arg:expr),* ) : fn( $($ty:ty),* )) => {{
+        static REAL: Real = Real::new($symbol);
+        match REAL.get() {
+            None => Err(NO_DRIVER),
+            Some(address) => {
+                // SAFETY: the type is that of `cuda.h` for this symbol.
+                let real = unsafe { transmute::<*mut c_void, unsafe extern "C" fn($($ty),*) -> CUresult>(address) };
+                // SAFETY: every pointer is to a live local of the right type; the driver checks handles.
+                match unsafe { real($($arg),*) } {
+                    SUCCESS => Ok(()),
+                    code => Err(code),
+                }
+            }
+        }
+    }};
+}
+
+type Outcome<T = ()> = Result<T, CUresult>;
+
+/// The device of the calling thread's current context.
+pub(crate) fn current_device() -> Outcome<CUdevice> {
+    let mut device = 0;
+    call!(c"cuCtxGetDevice"(&raw mut device): fn(*mut CUdevice)).map(|()| device)
+}
+
+/// The UUID of a device, or of the MIG instance that it is.
+pub(crate) fn uuid(device: CUdevice) -> Outcome<[u8; 16]> {
+    let mut uuid = [0u8; 16];
+    call!(c"cuDeviceGetUuid_v2"(uuid.as_mut_ptr(), device): fn(*mut u8, CUdevice))
+        .or_else(|_| call!(c"cuDeviceGetUuid"(uuid.as_mut_ptr(), device): fn(*mut u8, CUdevice)))
+        .map(|()| uuid)
+}
+
+/// Bytes of memory on a device.
+pub(crate) fn total_memory(device: CUdevice) -> Outcome<u64> {
+    let mut bytes = 0usize;
+    call!(c"cuDeviceTotalMem_v2"(&raw mut bytes, device): fn(*mut usize, CUdevice)).map(|()| bytes as u64)
+}
+
+/// Allocates managed memory that every stream may use.
+pub(crate) fn allocate_managed(size: usize) -> Outcome<CUdeviceptr> {
+    let mut address = 0;
+    call!(c"cuMemAllocManaged"(&raw mut address, size, ATTACH_GLOBAL): fn(*mut CUdeviceptr, usize, c_uint))
+        .map(|()| address)
+}
+
+/// Whether a stream is being captured. An error counts as yes: the driver gives one for the legacy stream
+/// while another capture forbids its use.
+pub(crate) fn is_capturing(stream: Ptr, flavour: Flavour) -> bool {
+    let mut status: c_int = NOT_CAPTURING;
+    let outcome = match flavour {
+        Flavour::Legacy => call!(c"cuStreamIsCapturing"(stream, &raw mut status): fn(Ptr, *mut c_int)),
+        Flavour::PerThread => {
+            call!(c"cuStreamIsCapturing_ptsz"(stream, &raw mut status): fn(Ptr, *mut c_int))
+        }
+    };
+    match outcome {
+        Ok(()) => status != NOT_CAPTURING,
+        Err(NO_DRIVER) => false,
+        Err(_) => true,
+    }
+}
+
+/// Lets the calling thread use calls that another thread's capture would forbid it.
+pub(crate) fn relax_captures() -> Outcome {
+    let mut mode = CAPTURE_RELAXED;
+    call!(c"cuThreadExchangeStreamCaptureMode"(&raw mut mode): fn(*mut c_int))
+}
+
+/// Whether an address is ordinary or pinned host memory.
+pub(crate) fn is_host_memory(address: CUdeviceptr) -> bool {
+    let mut kind: c_uint = 0;
+    let known = call!(c"cuPointerGetAttribute"((&raw mut kind).cast(), POINTER_MEMORY_TYPE, address):
+        fn(*mut c_void, c_int, CUdeviceptr));
+    let mut managed = 0u8;
+    // `CU_POINTER_ATTRIBUTE_IS_MANAGED`: managed memory is never plain host memory, wherever it lies.
+    let asked = call!(c"cuPointerGetAttribute"((&raw mut managed).cast(), 8, address):
+        fn(*mut c_void, c_int, CUdeviceptr));
+    match known {
+        Ok(()) => kind == MEMORY_HOST && asked.is_ok() && managed == 0,
+        // The driver does not know addresses that it never gave out.
+        Err(code) => code == crate::abi::INVALID_VALUE,
+    }
+}
+
+/// Whether a device's primary context is alive.
+pub(crate) fn primary_is_active(device: CUdevice) -> bool {
+    let (mut flags, mut active) = (0, 0);
+    call!(c"cuDevicePrimaryCtxGetState"(device, &raw mut flags, &raw mut active):
+        fn(CUdevice, *mut c_uint, *mut c_int))
+    .is_ok()
+        && active != 0
+}
+
+/// Waits until everything submitted to a context has finished.
+pub(crate) fn synchronise(context: Ptr) -> Outcome {
+    call!(c"cuCtxPushCurrent_v2"(context): fn(Ptr))?;
+    let outcome = call!(c"cuCtxSynchronize"(): fn());
+    let mut popped: Ptr = std::ptr::null_mut();
+    call!(c"cuCtxPopCurrent_v2"(&raw mut popped): fn(*mut Ptr))?;
+    outcome
+}

@@ -1,0 +1,226 @@
+//! What memory this process holds, of which kind, and what kind a new block becomes.
+//!
+//! **Approach.** Each GPU has one sum of bytes held, against which an allocation reserves *before* the driver is
+//! asked, so that threads cannot pass a limit together. Blocks are remembered in a map of many shards, because
+//! a free names only an address.
+//!
+//! **Invariants.** Sums are exact: a reservation ends as an entry of the map or is given back. The cost of an
+//! allocation does not depend on how many blocks there are. A block that we do not know is the driver's business.
+
+mod blocks;
+mod host;
+mod usage;
+
+use blocks::Blocks;
+pub(crate) use blocks::{Block, Kind};
+pub(crate) use usage::{Room, Usage};
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use nvshare_wire::page::SLOTS;
+
+use crate::{
+    abi::{CUdeviceptr, CUresult, SUCCESS},
+    config, driver, gate, state,
+};
+
+/// Memory held by this process.
+#[derive(Debug, Default)]
+pub(crate) struct Memory {
+    usage: [Usage; SLOTS],
+    /// Blocks by address.
+    pub(crate) addresses: Blocks,
+    /// Physical memory of `cuMemCreate`, by handle: handles and addresses may have the same values.
+    pub(crate) handles: Blocks,
+    /// Pinned host memory by address.
+    pub(crate) pinned: Blocks,
+    pinned_bytes: AtomicU64,
+    host: host::Budget,
+}
+
+/// What to do with an allocation.
+#[derive(Debug)]
+pub(crate) enum Plan {
+    /// Make it managed memory; the bytes are reserved.
+    Managed(Reserved),
+    /// Let the driver make what was asked for; the bytes are reserved.
+    Original(Reserved, Reason),
+    /// Let the driver answer, and account nothing.
+    Unknown(Reason),
+    /// The limit is reached.
+    Refuse,
+}
+
+/// Why an allocation is left as the program asked for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reason {
+    /// Nothing to allocate: the driver has its own answer.
+    Empty,
+    /// No context, or a GPU that is not shared.
+    NoDevice,
+    /// Below the size from which blocks become managed.
+    Small,
+    /// A stream capture is open.
+    Capturing,
+    /// The host could not take in what this process would then be able to spill.
+    HostMemory,
+    /// This kind of allocation has no managed counterpart.
+    Kind,
+}
+
+/// Bytes that are counted but not yet a block; dropping gives them back.
+#[derive(Debug)]
+#[must_use = "dropping this gives the bytes back"]
+pub(crate) struct Reserved {
+    slot: usize,
+    bytes: u64,
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        state::get().memory.usage[self.slot].give_back(self.bytes);
+    }
+}
+
+impl Reserved {
+    /// The reservation becomes a block.
+    pub(crate) fn keep(self, blocks: &Blocks, key: u64, kind: Kind) {
+        let (slot, bytes) = (self.slot, self.bytes);
+        std::mem::forget(self);
+        let memory = &state::get().memory;
+        memory.usage[slot].became(kind, bytes);
+        // The driver has given this address to a new block, so one that we still know there is gone.
+        if let Some(stale) = blocks.insert(key, Block { bytes, slot, kind }) {
+            memory.usage[stale.slot].freed(stale.kind, stale.bytes);
+        }
+    }
+}
+
+impl Memory {
+    /// Decides about an allocation of `bytes` on the current GPU that could be managed memory.
+    pub(crate) fn plan(&self, bytes: u64) -> Plan {
+        let reserved = match self.reserve_here(bytes) {
+            Ok(reserved) => reserved,
+            Err(plan) => return plan,
+        };
+        if bytes < config::get().managed_min {
+            Plan::Original(reserved, Reason::Small)
+        } else if state::get().captures.any() {
+            Plan::Original(reserved, Reason::Capturing)
+        } else if !self.host.has_room(self.managed_bytes().saturating_add(bytes)) {
+            Plan::Original(reserved, Reason::HostMemory)
+        } else {
+            Plan::Managed(reserved)
+        }
+    }
+
+    /// Decides about an allocation that keeps its kind.
+    pub(crate) fn plan_original(&self, bytes: u64) -> Plan {
+        match self.reserve_here(bytes) {
+            Ok(reserved) => Plan::Original(reserved, Reason::Kind),
+            Err(plan) => plan,
+        }
+    }
+
+    /// The same on a GPU that the call names.
+    pub(crate) fn plan_original_on(&self, device: i32, bytes: u64) -> Plan {
+        match self.reserve(state::get().devices.slot_or_add(device), bytes) {
+            Ok(reserved) => Plan::Original(reserved, Reason::Kind),
+            Err(plan) => plan,
+        }
+    }
+
+    fn reserve_here(&self, bytes: u64) -> Result<Reserved, Plan> {
+        let slot = driver::current_device().ok().and_then(|device| state::get().devices.slot_or_add(device));
+        self.reserve(slot, bytes)
+    }
+
+    fn reserve(&self, slot: Option<usize>, bytes: u64) -> Result<Reserved, Plan> {
+        if bytes == 0 {
+            return Err(Plan::Unknown(Reason::Empty));
+        }
+        let state = state::get();
+        let Some((slot, device)) = slot.and_then(|slot| Some((slot, state.devices.get(slot)?))) else {
+            return Err(Plan::Unknown(Reason::NoDevice));
+        };
+        state.session.start();
+        if self.usage[slot].reserve(bytes, Room::of(device.total, config::get())) {
+            Ok(Reserved { slot, bytes })
+        } else {
+            Err(Plan::Refuse)
+        }
+    }
+
+    /// Frees through the driver what is known under `key` (or not known: then it is the driver's alone). The block
+    /// is taken out first, so that a new block at its address is not mistaken for it.
+    pub(crate) fn free(&self, blocks: &Blocks, key: u64, real: impl FnOnce() -> CUresult) -> CUresult {
+        let block = blocks.remove(key);
+        let code = real();
+        self.settle(blocks, key, block, code == SUCCESS);
+        code
+    }
+
+    /// The driver has freed the block, or refused to and the block is put back.
+    fn settle(&self, blocks: &Blocks, key: u64, block: Option<Block>, freed: bool) {
+        let Some(block) = block else { return };
+        if freed {
+            self.usage[block.slot].freed(block.kind, block.bytes);
+        } else {
+            blocks.insert(key, block);
+        }
+    }
+
+    /// The program pinned host memory.
+    pub(crate) fn pin(&self, address: u64, bytes: u64) {
+        self.pinned_bytes.fetch_add(bytes, Ordering::Relaxed);
+        if let Some(stale) = self.pinned.insert(address, Block { bytes, slot: 0, kind: Kind::Device }) {
+            self.pinned_bytes.fetch_sub(stale.bytes, Ordering::Relaxed);
+        }
+    }
+
+    /// The program unpinned host memory.
+    pub(crate) fn unpin(&self, address: u64) {
+        if let Some(block) = self.pinned.remove(address) {
+            self.pinned_bytes.fetch_sub(block.bytes, Ordering::Relaxed);
+        }
+    }
+
+    /// Bytes of pinned host memory.
+    pub(crate) fn pinned_bytes(&self) -> u64 {
+        self.pinned_bytes.load(Ordering::Relaxed)
+    }
+
+    /// What is held on the GPU in a slot.
+    pub(crate) fn usage(&self, slot: usize) -> &Usage {
+        &self.usage[slot]
+    }
+
+    fn managed_bytes(&self) -> u64 {
+        self.usage.iter().map(Usage::managed).fold(0, u64::saturating_add)
+    }
+}
+
+/// What a program is told about the current GPU's memory: free and total bytes.
+pub(crate) fn information(real_total: u64) -> Option<(u64, u64)> {
+    let state = state::get();
+    let slot = gate::current_slot()?;
+    state.devices.get(slot)?;
+    Some(Room::of(real_total, config::get()).information(state.memory.usage(slot).held()))
+}
+
+/// The size of a GPU as the program is told.
+pub(crate) fn told_total(real_total: u64) -> u64 {
+    Room::of(real_total, config::get()).told_total()
+}
+
+/// Makes a managed block.
+pub(crate) fn make_managed(reserved: Reserved, bytes: usize) -> Result<CUdeviceptr, Reserved> {
+    match driver::allocate_managed(bytes) {
+        Ok(address) => {
+            reserved.keep(&state::get().memory.addresses, address, Kind::Managed);
+            Ok(address)
+        }
+        // Whatever the reason, the program asked for another call, which may do better.
+        Err(_) => Err(reserved),
+    }
+}

@@ -1,0 +1,132 @@
+//! System calls that std does not offer.
+
+use std::{
+    io,
+    os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
+    sync::atomic::AtomicU32,
+    time::Duration,
+};
+
+use libc::c_int;
+
+/// CLOCK_MONOTONIC in nanoseconds.
+pub(crate) fn now_ns() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is a valid place; this clock always exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// Sleeps until woken, until `word` is no longer `expected`, or for `limit`.
+pub(crate) fn futex_wait(word: &AtomicU32, expected: u32, limit: Duration) {
+    let time = libc::timespec { tv_sec: limit.as_secs() as _, tv_nsec: limit.subsec_nanos().into() };
+    // SAFETY: the word and the time outlive the call. Any error means "look again", which the caller does.
+    unsafe {
+        libc::syscall(
+            libc::SYS_futex,
+            word.as_ptr(),
+            libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG,
+            expected,
+            &raw const time,
+        )
+    };
+}
+
+/// Wakes everybody who sleeps on `word`.
+pub(crate) fn futex_wake_all(word: &AtomicU32) {
+    // SAFETY: the word outlives the call.
+    unsafe {
+        libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG, c_int::MAX)
+    };
+}
+
+/// `MEMBARRIER_CMD_PRIVATE_EXPEDITED`.
+const MEMBARRIER_PRIVATE_EXPEDITED: c_int = 1 << 3;
+/// `MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED`.
+const MEMBARRIER_REGISTER: c_int = 1 << 4;
+
+fn membarrier_command(command: c_int) -> bool {
+    // SAFETY: the call takes no pointers.
+    unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) == 0 }
+}
+
+/// Announces that this process uses [`membarrier`]; whether the kernel can.
+pub(crate) fn register_membarrier() -> bool {
+    membarrier_command(MEMBARRIER_REGISTER)
+}
+
+/// Returns after every thread of the process has passed a full memory barrier.
+pub(crate) fn membarrier() -> bool {
+    membarrier_command(MEMBARRIER_PRIVATE_EXPEDITED)
+}
+
+fn owned(fd: c_int) -> io::Result<OwnedFd> {
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: a fresh descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// A counter that a poll can wait for.
+pub(crate) fn eventfd() -> io::Result<OwnedFd> {
+    // SAFETY: the call takes no pointers.
+    owned(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })
+}
+
+/// Makes a poll on an eventfd return.
+pub(crate) fn signal(eventfd: RawFd) {
+    let one = 1u64;
+    // SAFETY: eight bytes from a live local. A full counter is signalled already.
+    let _ = unsafe { libc::write(eventfd, (&raw const one).cast(), 8) };
+}
+
+/// Takes the signal back.
+pub(crate) fn clear(eventfd: RawFd) {
+    let mut count = 0u64;
+    // SAFETY: eight bytes into a live local.
+    let _ = unsafe { libc::read(eventfd, (&raw mut count).cast(), 8) };
+}
+
+/// A memory file of `len` bytes whose size is fixed for good.
+pub(crate) fn sealed_memory(len: usize) -> io::Result<OwnedFd> {
+    // SAFETY: a valid name; the other calls take no pointers.
+    unsafe {
+        let fd =
+            owned(libc::memfd_create(c"nvshare-page".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING))?;
+        let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+        if libc::ftruncate(fd.as_raw_fd(), len as libc::off_t) != 0
+            || libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, seals) != 0
+        {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(fd)
+    }
+}
+
+/// Waits until a descriptor can be read or has failed, or for `limit`; which of them can.
+pub(crate) fn poll<const N: usize>(descriptors: [Option<RawFd>; N], limit: Duration) -> [bool; N] {
+    // poll(2) skips negative descriptors.
+    let mut set =
+        descriptors.map(|fd| libc::pollfd { fd: fd.unwrap_or(-1), events: libc::POLLIN, revents: 0 });
+    let ms = limit.as_nanos().div_ceil(1_000_000).min(c_int::MAX as u128) as c_int;
+    // SAFETY: an array of N live entries.
+    let ready = unsafe { libc::poll(set.as_mut_ptr(), N as libc::nfds_t, ms) };
+    set.map(|entry| ready > 0 && entry.revents != 0)
+}
+
+/// Runs `f` with all signals blocked, so that a thread which it starts never runs a handler of the program.
+pub(crate) fn without_signals<T>(f: impl FnOnce() -> T) -> T {
+    // SAFETY: both sets are live locals; the mask is put back before they end.
+    unsafe {
+        let mut all: libc::sigset_t = std::mem::zeroed();
+        let mut before: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&raw mut all);
+        let blocked = libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before) == 0;
+        let result = f();
+        if blocked {
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut());
+        }
+        result
+    }
+}
