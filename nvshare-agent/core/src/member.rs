@@ -11,10 +11,10 @@ use crate::{
 };
 
 /// A client that used the GPU this recently has demand.
-const RECENT: Nanos = Nanos::millis(100);
+const RECENT: Nanos = Nanos::millis(250);
 /// A client that had demand when its gate closed is believed to have it for this long, until its page has
 /// had time to show whether threads wait.
-const CARRIED: Nanos = Nanos::millis(200);
+const CARRIED: Nanos = Nanos::millis(300);
 /// Figures this soon after a client gave its turn away may stem from before.
 const YIELD_ECHO: Nanos = Nanos::millis(150);
 
@@ -109,6 +109,11 @@ impl Member {
     /// Since when it holds the GPU without a sign of use.
     pub(crate) fn idle_since(&self) -> Nanos {
         self.last_demand.unwrap_or_default().max(self.lease.since())
+    }
+
+    /// It has been seen using the GPU since its gate opened.
+    pub(crate) fn seen_running(&self) -> bool {
+        self.lease.is_open() && self.last_demand.is_some_and(|at| at > self.lease.since())
     }
 
     /// How long it has waited for its turn.
@@ -212,9 +217,9 @@ mod tests {
         gate(&mut member, Nanos::SECOND);
         member.activity(Nanos::millis(1100), &IDLE);
         assert_eq!(member.state(), ClientState::Waiting);
-        member.activity(Nanos::millis(1300), &IDLE);
+        member.activity(Nanos::millis(1400), &IDLE);
         assert_eq!(member.state(), ClientState::Parked);
-        member.activity(Nanos::millis(1400), &Activity { waiting: 1, ..IDLE });
+        member.activity(Nanos::millis(1500), &Activity { waiting: 1, ..IDLE });
         assert_eq!(member.state(), ClientState::Waiting);
     }
 

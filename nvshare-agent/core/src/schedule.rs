@@ -19,6 +19,7 @@ use crate::{
     id::{GpuId, JobId},
     input::ModeOrder,
     lease::Gate,
+    member::Member,
     output::{Mode, Output, Reason},
     plan::{Rotated, Verdict},
     quantum,
@@ -26,10 +27,14 @@ use crate::{
     units::{Bytes, Nanos},
 };
 
-/// An idle holder keeps the GPU for what coming back would cost, within these bounds: it is not seen sooner
-/// than a bin, and a gap longer than this is no gap between launches.
-const IDLE_GRACE_MIN: Nanos = Nanos::millis(100);
-const IDLE_GRACE_MAX: Nanos = Nanos::millis(300);
+/// An idle holder keeps the GPU for what coming back would cost, within these bounds: its page is written a
+/// few times a second, so it is not seen sooner; and a gap longer than this is no gap between launches.
+const IDLE_GRACE_MIN: Nanos = Nanos::millis(250);
+const IDLE_GRACE_MAX: Nanos = Nanos::millis(500);
+/// A holder that has not been seen running since its gate opened may have a page that is still stale.
+const START_GRACE: Nanos = Nanos::millis(500);
+/// The shortest turn that is left to a holder while somebody waits who should not.
+const PRESSED_MIN: Nanos = Nanos::millis(100);
 /// A job that could not be revoked is asked again once it has been idle for this long.
 const RECONSIDER_IDLE: Nanos = Nanos::SECOND;
 
@@ -159,14 +164,14 @@ impl Engine {
         takes_turns.filter(|(_, gpu)| gpu.has_job(job)).map(|(&id, _)| id).collect()
     }
 
-    fn members_of(&self, job: JobId) -> impl Iterator<Item = &crate::member::Member> {
+    fn members_of(&self, job: JobId) -> impl Iterator<Item = &Member> {
         let takes_turns = self.gpus.values().filter(|gpu| gpu.plan.takes_turns());
         takes_turns.flat_map(move |gpu| gpu.of_job(job).map(|(_, member)| member))
     }
 
     /// The job has work, on whichever of its GPUs.
     fn wants(&self, job: JobId) -> bool {
-        self.members_of(job).any(crate::member::Member::demand)
+        self.members_of(job).any(Member::demand)
     }
 
     /// The job cannot be revoked and is packed around.
@@ -193,12 +198,16 @@ impl Engine {
     }
 
     fn idle_since(&self, job: JobId) -> Nanos {
-        self.members_of(job).map(crate::member::Member::idle_since).max().unwrap_or_default()
+        self.members_of(job).map(Member::idle_since).max().unwrap_or_default()
     }
 
     fn idle_grace(&self, job: JobId) -> Nanos {
         let cost = self.gpus.values().filter_map(|gpu| gpu.job_cost(job)).max().unwrap_or_default();
-        cost.clamp(IDLE_GRACE_MIN, IDLE_GRACE_MAX)
+        if self.members_of(job).any(Member::seen_running) {
+            cost.clamp(IDLE_GRACE_MIN, IDLE_GRACE_MAX)
+        } else {
+            START_GRACE
+        }
     }
 
     fn due(&self, id: GpuId, job: JobId, since: Nanos) -> bool {
@@ -206,7 +215,7 @@ impl Engine {
             return false;
         }
         if !self.wants(job) {
-            let yielded = self.members_of(job).any(crate::member::Member::yielded);
+            let yielded = self.members_of(job).any(Member::yielded);
             if yielded || self.now >= self.idle_since(job) + self.idle_grace(job) {
                 return true;
             }
@@ -230,7 +239,7 @@ impl Engine {
         let pressing = self.waiters(id, job).into_iter().any(|waiter| {
             self.priority(waiter) > priority || self.gang(waiter).first().is_some_and(|first| *first != id)
         });
-        if pressing { limit.min(shortest.max(IDLE_GRACE_MIN)) } else { limit }
+        if pressing { limit.min(shortest.max(PRESSED_MIN)) } else { limit }
     }
 
     fn priority(&self, job: JobId) -> i32 {

@@ -398,3 +398,35 @@ fn orders_for_all_gpus_hold_for_later_ones_and_a_lost_gpu_opens_its_gates() {
     world.tell(Input::GpuGone { gpu: late });
     assert!(ids.iter().all(|id| world.clients[id].open(late)));
 }
+
+#[test]
+fn a_late_starter_beside_stale_allocations_costs_a_short_trial_at_most() {
+    let mut world = World::new(1);
+    let first = world.join(Client { allocated_blocks: 400, ..cyclic(400) });
+    world.run_for(Nanos::seconds(2));
+    world.clients.get_mut(&first).expect("joined").access = Access::Cyclic(200);
+    world.join(Client { allocated_blocks: 400, ..cyclic(200) });
+    world.run_for(A_MINUTE);
+    assert_eq!(world.engine.view(world.now).gpus[0].mode, Mode::Shared);
+    assert!(world.changes.len() <= 2, "{:?}", world.changes);
+    assert!(!world.changes.iter().any(|change| matches!(change.reason, Reason::ThrashConfirmed { .. })));
+}
+
+#[test]
+fn clients_that_come_and_go_do_not_make_the_mode_swing() {
+    for period in [Nanos::millis(300), Nanos::seconds(1), Nanos::seconds(5)] {
+        let mut world = World::new(1);
+        let ids: Vec<_> = (0..3).map(|_| world.join(cyclic(300))).collect();
+        let rounds = Nanos::seconds(120).0 / period.0;
+        for round in 0..rounds {
+            for (index, id) in ids.iter().enumerate() {
+                world.clients.get_mut(id).expect("joined").busy = !(round + index as u64).is_multiple_of(3);
+            }
+            world.run_for(period);
+        }
+        let switches = world.changes.iter().filter(|change| change.from != change.to).count();
+        assert!(switches <= 9, "{switches} switches in two minutes at {period}: {:?}", world.changes);
+        let least = ids.iter().map(|id| world.clients[id].progress).min();
+        assert!(least.is_some_and(|progress| progress > 10_000), "{least:?} at {period}");
+    }
+}
