@@ -116,7 +116,12 @@ impl Directory {
         ] {
             writeln!(text, "{key} = {}", sub(name)?)?;
         }
-        writeln!(text, "uvm_objects = [{}, {}]", quoted(&program)?, sub("lib/libcuda.so.1")?)?;
+        // What runs in a program's own context is announced by its libcuda.
+        let mut objects = quoted(&program)?;
+        if self.path.join("lib/libcuda.so.1").exists() {
+            write!(objects, ", {}", sub("lib/libcuda.so.1")?)?;
+        }
+        writeln!(text, "uvm_objects = [{objects}]")?;
         self.write("agent.toml", &text)
     }
 
