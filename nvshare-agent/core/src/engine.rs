@@ -136,7 +136,7 @@ impl Engine {
             Input::Resumed { client, gpu: id, epoch, moved, took: _ } => {
                 let Some(gpu) = self.gpus.get_mut(&id) else { return };
                 let Some(member) = gpu.members.get_mut(&client) else { return };
-                if member.lease.is_open() && member.lease.epoch() == epoch {
+                if member.lease.resumed(epoch) {
                     member.refaults.note_own_move_in(moved);
                     gpu.rotation.note_own_move(moved, Bytes::ZERO);
                 }

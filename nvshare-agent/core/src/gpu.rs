@@ -268,3 +268,62 @@ impl Gpu {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        id::Epoch,
+        input::{Activity, ClientSample},
+    };
+
+    const BIN: Nanos = Nanos::millis(100);
+
+    /// A GPU of 1 GiB with a busy client for each of these amounts, each a job of its own.
+    fn gpu(managed: &[Bytes]) -> Gpu {
+        let mut gpu = Gpu::new(Nanos::ZERO, Bytes::gib(1), Bytes::gib(10), ModeOrder::Auto);
+        for (index, &managed) in managed.iter().enumerate() {
+            let mut member = Member::new(Nanos::ZERO, JobId(index as u64), 1000, 0, Epoch(0));
+            member.activity(Nanos::ZERO, &Activity { managed, busy_threads: 1, ..Activity::default() });
+            gpu.members.insert(ClientId(index as u64), member);
+        }
+        gpu
+    }
+
+    /// Bins in which every client refaults; whether they are taken for thrash.
+    fn refault(gpu: &mut Gpu, bins: std::ops::Range<u64>) -> bool {
+        let moved = Some(Bytes::mib(50));
+        let figures = ClientSample { bytes_in: moved, bytes_out: moved, ..ClientSample::default() };
+        let clients: Vec<_> = gpu.members.keys().map(|&id| (id, figures)).collect();
+        let sample = GpuSample { interval: BIN, fault_busy: Some(BIN), clients };
+        bins.into_iter().any(|bin| {
+            let at = Nanos(BIN.0 * (bin + 1));
+            gpu.sample(at, &sample);
+            gpu.thrash(at).is_some()
+        })
+    }
+
+    #[test]
+    fn thrash_takes_two_jobs_with_memory_that_do_not_fit_together() {
+        assert!(refault(&mut gpu(&[Bytes::mib(600), Bytes::mib(600)]), 0..10));
+        assert!(!refault(&mut gpu(&[Bytes::mib(400), Bytes::mib(400)]), 0..10), "they fit");
+        assert!(!refault(&mut gpu(&[Bytes::gib(1), Bytes::ZERO]), 0..10), "one has no memory");
+        assert!(!refault(&mut gpu(&[Bytes::gib(2), Bytes::gib(2)]), 0..10), "none fits alone");
+    }
+
+    #[test]
+    fn what_went_out_during_turns_is_no_refault_afterwards() {
+        let mut gpu = gpu(&[Bytes::mib(600), Bytes::mib(600)]);
+        gpu.plan.alarm(Nanos::ZERO);
+        let figures = |bytes_in, bytes_out| GpuSample {
+            interval: BIN,
+            clients: vec![(ClientId(0), ClientSample { bytes_in, bytes_out, ..ClientSample::default() })],
+            ..GpuSample::default()
+        };
+        gpu.sample(BIN, &figures(Some(Bytes::ZERO), Some(Bytes::mib(300))));
+        gpu.plan.leave();
+        gpu.end_turns();
+        gpu.sample(BIN, &figures(Some(Bytes::mib(300)), Some(Bytes::ZERO)));
+        assert_eq!(gpu.detector.curable_total(), Bytes::ZERO);
+    }
+}

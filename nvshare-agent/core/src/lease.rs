@@ -53,6 +53,8 @@ pub(crate) struct Lease {
     not_revocable: bool,
     failures: u32,
     retry_at: Nanos,
+    /// A grant that has not been confirmed yet.
+    unconfirmed: bool,
 }
 
 impl Lease {
@@ -66,6 +68,7 @@ impl Lease {
             not_revocable: false,
             failures: 0,
             retry_at: Nanos::ZERO,
+            unconfirmed: false,
         }
     }
 
@@ -110,7 +113,14 @@ impl Lease {
         self.gate = Gate::Open;
         self.since = now;
         self.unresponsive = false;
+        self.unconfirmed = true;
         self.epoch
+    }
+
+    /// The client confirms a grant. True if it is the one in force, and the first time: what it says it
+    /// moved is believed once.
+    pub(crate) fn resumed(&mut self, epoch: Epoch) -> bool {
+        self.is_open() && epoch == self.epoch && std::mem::take(&mut self.unconfirmed)
     }
 
     pub(crate) fn revoke(&mut self, now: Nanos, within: Nanos) -> Epoch {
@@ -176,6 +186,19 @@ mod tests {
         assert!(lease.is_draining());
         assert_eq!(lease.answer(Nanos::ZERO, lease.epoch(), done), Answered::Drained);
         assert_eq!(lease.answer(Nanos::ZERO, lease.epoch(), done), Answered::Stale);
+    }
+
+    #[test]
+    fn a_grant_is_confirmed_once_and_only_while_it_is_in_force() {
+        let mut lease = Lease::open(Nanos::ZERO, Epoch(0));
+        assert!(!lease.resumed(Epoch(0)), "nothing was granted");
+        let epoch = lease.grant(Nanos::ZERO);
+        assert!(!lease.resumed(Epoch(0)));
+        assert!(lease.resumed(epoch));
+        assert!(!lease.resumed(epoch));
+        let epoch = lease.grant(Nanos::ZERO);
+        lease.revoke(Nanos::ZERO, WITHIN);
+        assert!(!lease.resumed(epoch));
     }
 
     #[test]

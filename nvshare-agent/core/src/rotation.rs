@@ -218,6 +218,7 @@ mod tests {
         rotation.note_own_move(Bytes::mib(4), Bytes::mib(4));
         let done = rotation.turn_ended(JobId(2), [JobId(1), JobId(2)]);
         assert_eq!(done, Some(Rotated { moved: Bytes::mib(5), known: true }));
+        assert_eq!(rotation.turn_ended(JobId(1), [JobId(1)]), None, "one job alone is no rotation");
         rotation.note_unknown();
         rotation.turn_ended(JobId(1), [JobId(2)]);
         let done = rotation.turn_ended(JobId(2), [JobId(1)]);

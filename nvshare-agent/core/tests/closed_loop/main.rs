@@ -397,6 +397,20 @@ fn orders_for_all_gpus_hold_for_later_ones_and_a_lost_gpu_opens_its_gates() {
     assert!(ids.iter().any(|id| !world.clients[id].open(late)));
     world.tell(Input::GpuGone { gpu: late });
     assert!(ids.iter().all(|id| world.clients[id].open(late)));
+    // Epochs go on where they were, so that no answer from before can pass for a new one.
+    let last = |world: &World| {
+        let epoch = |output: &Output| match output {
+            Output::Grant { gpu, epoch, .. } | Output::Revoke { gpu, epoch, .. } if *gpu == late => {
+                Some(epoch.0)
+            }
+            _ => None,
+        };
+        world.outputs.iter().filter_map(epoch).next_back()
+    };
+    let before = last(&world);
+    world.tell(Input::Gpu { gpu: late, capacity: Bytes::gib(1), link_rate: Bytes::gib(1) });
+    world.run_for(Nanos::seconds(1));
+    assert!(last(&world) > before, "{before:?}");
 }
 
 #[test]
@@ -429,4 +443,20 @@ fn clients_that_come_and_go_do_not_make_the_mode_swing() {
         let least = ids.iter().map(|id| world.clients[id].progress).min();
         assert!(least.is_some_and(|progress| progress > 10_000), "{least:?} at {period}");
     }
+}
+
+#[test]
+fn a_client_cannot_talk_thrash_away_with_bytes_that_nobody_asked_it_to_move() {
+    let mut world = World::new(1);
+    let ids = [world.join(cyclic(480)), world.join(cyclic(480))];
+    world.run_until(A_MINUTE, |world| {
+        for client in ids {
+            for epoch in [Epoch(0), Epoch(7)] {
+                let (moved, took) = (Bytes::gib(1), Nanos::ZERO);
+                world.tell(Input::Resumed { client, gpu: gpu(0), epoch, moved, took });
+            }
+        }
+        !world.changes.is_empty()
+    });
+    assert_eq!(modes(&world), [(Mode::Shared, Mode::Exclusive)]);
 }

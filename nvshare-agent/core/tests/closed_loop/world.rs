@@ -202,7 +202,7 @@ impl World {
         }
     }
 
-    pub(crate) fn run_until(&mut self, end: Nanos, mut stop: impl FnMut(&Self) -> bool) {
+    pub(crate) fn run_until(&mut self, end: Nanos, mut stop: impl FnMut(&mut Self) -> bool) {
         while self.now < end && !stop(self) {
             self.now += STEP;
             self.answer_revocations();
