@@ -22,6 +22,10 @@ pub(crate) static HEALTH: PerCpuArray<Health> = PerCpuArray::with_max_entries(1,
 #[map]
 pub(crate) static EVENTS: HashMap<u64, SpaceId> = HashMap::with_max_entries(SPACES_MAX, 0);
 
+/// Counts beginnings and ends of spaces.
+#[map]
+pub(crate) static GENERATION: Array<u64> = Array::with_max_entries(1, 0);
+
 #[map]
 pub(crate) static SPACES: HashMap<SpaceId, Space> = HashMap::with_max_entries(SPACES_MAX, 0);
 

@@ -14,7 +14,7 @@ use nvshare_abi::maps::{Ownership, Space, SpaceId};
 
 use crate::{
     health,
-    maps::{EVENTS, SPACES},
+    maps::{EVENTS, GENERATION, SPACES},
 };
 
 /// The process that runs here.
@@ -56,7 +56,22 @@ pub(crate) fn end(events: u64) -> Option<SpaceId> {
         unsafe { (*space).ended_ns = bpf_ktime_get_boot_ns() };
     }
     let _gone = EVENTS.remove(events);
+    turn_generation();
     Some(id)
+}
+
+/// Changes whenever the space of some events structure may have changed.
+#[inline(always)]
+pub(crate) fn generation() -> u64 {
+    GENERATION.get(0).copied().unwrap_or_default()
+}
+
+#[inline(always)]
+fn turn_generation() {
+    if let Some(generation) = GENERATION.get_ptr_mut(0) {
+        // SAFETY: a map value.
+        unsafe { health::add(generation, 1) };
+    }
 }
 
 /// The owner of a space, 0 if unknown.
@@ -117,5 +132,6 @@ fn register(events: u64, va_space: u64, ownership: Ownership) -> Option<SpaceId>
         }
         return other;
     }
+    turn_generation();
     Some(id)
 }

@@ -133,18 +133,20 @@ fn fault(layout: &EventLayout, events: u64, data: u64) -> Option<()> {
 #[inline(always)]
 fn faulting_space(events: u64) -> Option<SpaceId> {
     let thread = space::current_thread();
+    let generation = space::generation();
     if let Some(slot) = EVICTORS.get_ptr_mut(thread) {
         // SAFETY: a map value that only this thread writes.
         let slot = unsafe { &mut *slot };
-        if slot.events == events {
+        // An address may be reused, by another process, while this thread looks elsewhere.
+        if slot.events == events && slot.generation == generation {
             return Some(SpaceId(slot.space));
         }
         let id = space::of(events)?;
-        *slot = Evictor { events, space: id.0 };
+        *slot = Evictor { events, space: id.0, generation };
         return Some(id);
     }
     let id = space::of(events)?;
-    if EVICTORS.insert(thread, Evictor { events, space: id.0 }, u64::from(BPF_ANY)).is_err() {
+    if EVICTORS.insert(thread, Evictor { events, space: id.0, generation }, u64::from(BPF_ANY)).is_err() {
         health::lost();
     }
     Some(id)

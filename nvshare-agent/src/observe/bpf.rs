@@ -15,6 +15,8 @@ mod maps;
 mod object;
 mod program;
 mod reason;
+#[cfg(test)]
+mod tests;
 mod tracefs;
 mod uvm;
 mod xid;

@@ -9,7 +9,7 @@ use bytemuck::{Pod, Zeroable};
 use crate::uvm::{EventLayout, MakeResidentCause};
 
 /// Changes whenever a type in this module, or its meaning, changes. The object carries it; the agent refuses others.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 /// The ELF section of the object that holds [`ABI_VERSION`] as a native u32.
 pub const ABI_SECTION: &str = ".nvshare.abi";
 
@@ -156,6 +156,8 @@ pub struct Evictor {
     pub events: u64,
     /// Its space.
     pub space: u64,
+    /// How many spaces had begun or ended when the space was looked up; it is looked up again when that changes.
+    pub generation: u64,
 }
 
 /// Time of one fault-service thread from waking to sleeping; preemption counts as busy.
@@ -281,7 +283,7 @@ const _: () = {
     assert!(size_of::<Space>() == 64);
     assert!(size_of::<CounterKey>() == 16);
     assert!(size_of::<Counters>() == 192);
-    assert!(size_of::<Evictor>() == 16);
+    assert!(size_of::<Evictor>() == 24);
     assert!(size_of::<FaultThread>() == 24);
     assert!(size_of::<EvictionKey>() == 24);
     assert!(size_of::<XidRecord>() == 304);

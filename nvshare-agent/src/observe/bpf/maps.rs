@@ -128,22 +128,22 @@ impl Maps {
     pub(super) fn forget_space(&mut self, space: SpaceId, processors: impl IntoIterator<Item = u32>) {
         for processor in processors {
             // Absent is as good as removed.
-            let _ = self.counters.remove(&bytes_of(&CounterKey { space, processor, reserved: 0 }));
+            self.counters.remove(&bytes_of(&CounterKey { space, processor, reserved: 0 })).ok();
         }
-        let _ = self.spaces.remove(&bytes_of(&space));
+        self.spaces.remove(&bytes_of(&space)).ok();
     }
 
     pub(super) fn forget_eviction(&mut self, key: EvictionKey) {
-        let _ = self.evictions.remove(&bytes_of(&key));
+        self.evictions.remove(&bytes_of(&key)).ok();
     }
 
     /// Forgets all that hangs on addresses and threads of a driver that is gone.
     pub(super) fn forget_driver(&mut self) {
         for key in self.events.keys().flatten().collect::<Vec<_>>() {
-            let _ = self.events.remove(&key);
+            self.events.remove(&key).ok();
         }
         for key in self.evictors.keys().flatten().collect::<Vec<_>>() {
-            let _ = self.evictors.remove(&key);
+            self.evictors.remove(&key).ok();
         }
     }
 
@@ -163,7 +163,7 @@ impl Maps {
     }
 
     pub(super) fn forget_thread(&mut self, tid: u32) {
-        let _ = self.fault_threads.remove(&tid.to_ne_bytes());
+        self.fault_threads.remove(&tid.to_ne_bytes()).ok();
     }
 
     /// The next Xid that was not taken yet.
@@ -182,7 +182,7 @@ impl Maps {
     }
 
     pub(super) fn forget_process(&mut self, tgid: u32) {
-        let _ = self.cuda_calls.remove(&tgid.to_ne_bytes());
+        self.cuda_calls.remove(&tgid.to_ne_bytes()).ok();
     }
 }
 
