@@ -1,4 +1,5 @@
 //! The simulator with real programs: processes that come, fault, get killed, and are observed from outside.
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests fail by panicking")]
 
 #[path = "processes/client.rs"]
 mod client;
