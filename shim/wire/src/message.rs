@@ -366,12 +366,7 @@ impl AgentMessage {
         let message = match kind {
             1 => Self::Welcome { client: r.u64()?, silence_ms: r.u32()? },
             2 => Self::Grant { gpu: r.array()?, epoch: r.u64()?, prefetch: r.u64()? },
-            3 => Self::Revoke {
-                gpu: r.array()?,
-                epoch: r.u64()?,
-                drain_ms: r.u32()?,
-                shortfall: r.u64()?,
-            },
+            3 => Self::Revoke { gpu: r.array()?, epoch: r.u64()?, drain_ms: r.u32()?, shortfall: r.u64()? },
             4 => Self::Alive,
             5 => Self::Refused { code: RefusalCode::decode(r.u16()?)?, detail: Label::decode(r.array()?)? },
             other => return Err(MessageError::UnknownKind(other)),
