@@ -76,15 +76,26 @@ impl<'a> Turn<'a> {
         }
     }
 
+    /// Computes for that long, slice by slice.
     fn compute(&mut self, nanoseconds: u64) -> Result<(), SimError> {
-        self.time.debt_ns = self.time.debt_ns.saturating_add(nanoseconds as i64);
+        let mut left = nanoseconds;
+        while left > 0 {
+            let piece = left.min(self.card.slice_ns.load(Ordering::Relaxed).max(1));
+            left -= piece;
+            self.card.busy_ns.fetch_add(piece, Ordering::Relaxed);
+            self.time.debt_ns += piece as i64;
+            self.sleep_off()?;
+        }
+        Ok(())
+    }
+
+    /// Spends the debt while holding the engine, and passes the engine on whenever a slice has ended.
+    fn sleep_off(&mut self) -> Result<(), SimError> {
         while self.time.debt_ns >= GRAIN_NS {
             let start = now_ns();
             let slice_left = self.card.slice_end.load(Ordering::Relaxed).saturating_sub(start);
-            let step = (self.time.debt_ns as u64).min(slice_left);
-            sleep_until(start + step);
+            sleep_until(start + (self.time.debt_ns as u64).min(slice_left));
             let end = now_ns();
-            self.card.busy_ns.fetch_add(step, Ordering::Relaxed);
             self.time.debt_ns = (self.time.debt_ns - (end - start) as i64).max(-MAX_CREDIT_NS);
             if end >= self.card.slice_end.load(Ordering::Relaxed) {
                 self.pass_on(true);
