@@ -22,8 +22,18 @@ use anyhow::Result;
 use clap::Parser as _;
 use options::{Command, Options};
 
-fn main() -> Result<ExitCode> {
-    match Options::parse().command {
+fn main() -> ExitCode {
+    match command(Options::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("nvshare-gpu-sim: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn command(command: Command) -> Result<ExitCode> {
+    match command {
         Command::Run(run) => run::run(&run),
         Command::Stats(stats) => {
             let json = nvshare_gpu_sim_model::client::stats(&stats.dir)?;

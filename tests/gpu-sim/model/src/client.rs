@@ -35,7 +35,7 @@ pub enum ConnectError {
     NoDirectory,
     /// The directory holds no usable simulator.
     #[error(
-        "the simulated GPU in {dir} cannot be reached ({what}: {source}): is `nvshare-gpu-sim run --dir {dir}` running?"
+        "the simulated GPU in {dir} cannot be reached ({what}: {error}): is `nvshare-gpu-sim run --dir {dir}` running?"
     )]
     Unreachable {
         /// NVSHARE_SIM_DIR.
@@ -43,7 +43,7 @@ pub enum ConnectError {
         /// The step that failed.
         what: &'static str,
         /// Why.
-        source: std::io::Error,
+        error: std::io::Error,
     },
     /// The simulator answered with a refusal (version, number of clients).
     #[error("the simulated GPU refused this process: {0}")]

@@ -26,7 +26,7 @@ pub(super) fn directory() -> Result<PathBuf, ConnectError> {
 
 pub(super) fn unreachable(dir: &Path, what: &'static str) -> impl FnOnce(std::io::Error) -> ConnectError {
     let dir = dir.display().to_string();
-    move |source| ConnectError::Unreachable { dir, what, source }
+    move |error| ConnectError::Unreachable { dir, what, error }
 }
 
 impl Host {
