@@ -100,7 +100,9 @@ async fn listen_http(listen: MetricsListen) -> Result<Option<TcpListener>> {
         MetricsListen::Off => Ok(None),
         MetricsListen::At(address) => {
             let listener = TcpListener::bind(address).await.with_context(|| {
-                format!("cannot listen at {address} for metrics; choose another with --metrics-listen, or `off`")
+                format!(
+                    "cannot listen at {address} for metrics; choose another with --metrics-listen, or `off`"
+                )
             })?;
             Ok(Some(listener))
         }
@@ -136,7 +138,9 @@ fn announce(config: &Config, metrics: Option<SocketAddr>) {
     tracing::info!(clients = %run_dir.join("clients.sock").display(), "serving clients");
     tracing::info!(control = %run_dir.join("control.sock").display(), "serving nvsharectl");
     match metrics {
-        Some(address) => tracing::info!("serving http://{address}/metrics and a status page at http://{address}/"),
+        Some(address) => {
+            tracing::info!("serving http://{address}/metrics and a status page at http://{address}/")
+        }
         None => tracing::info!("metrics are off"),
     }
 }

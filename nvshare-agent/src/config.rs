@@ -54,11 +54,7 @@ pub struct EngineConfig {
 impl Default for EngineConfig {
     fn default() -> Self {
         let core = nvshare_core::Config::default();
-        Self {
-            overhead: core.overhead_milli,
-            quantum_max: core.quantum_max,
-            drain_within: core.drain_within,
-        }
+        Self { overhead: core.overhead_milli, quantum_max: core.quantum_max, drain_within: core.drain_within }
     }
 }
 
@@ -193,7 +189,9 @@ impl fmt::Display for MetricsListen {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("cannot read the configuration file {path}: {source}; give another with --config, or leave it out to use the defaults")]
+    #[error(
+        "cannot read the configuration file {path}: {source}; give another with --config, or leave it out to use the defaults"
+    )]
     Read {
         /// The file.
         path: PathBuf,

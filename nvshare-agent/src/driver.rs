@@ -224,6 +224,8 @@ impl Driver {
                     None => return,
                     Some(Command::Shutdown(done_tx)) => {
                         self.open_all();
+                        // Completes the file, which the end of the process would cut.
+                        drop(self.recorder.take());
                         // Whoever asked may have gone; the gates are open all the same.
                         let _ = done_tx.send(());
                         return;

@@ -5,22 +5,26 @@
 
 mod catalogue;
 
+use std::sync::{Mutex, PoisonError};
+
 use nvshare_core::{ClientView, GpuId, Mode, View, output::ClientState};
 use prometheus::{
-    Encoder as _, GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry,
-    TextEncoder, exponential_buckets,
+    Encoder as _, GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Registry, TextEncoder, exponential_buckets,
 };
 
 use crate::observe::source::{SensorName, SensorStatus};
 
-pub use self::catalogue::{Family, Kind};
 use self::catalogue::Catalogue;
+pub use self::catalogue::{Family, Kind};
 
 /// Every metric of the agent. Fields are updated where things happen; what is a state rather than an event is
 /// filled in at the scrape.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
+    /// Held while gauges are filled in, so that one scrape does not see another's half-filled ones.
+    scrape: Mutex<()>,
     families: Vec<Family>,
     gpu_info: IntGaugeVec,
     gpu_memory: IntGaugeVec,
@@ -128,6 +132,7 @@ impl Metrics {
             xids: c.counter("nvshare_xid_errors_total", "Xid errors, by code.", &["code"])?,
             sampler_seconds: c.plain_histogram("nvshare_sampler_seconds", "Time of one round of reading all sensors.", exponential_buckets(0.000_01, 4.0, 10)?)?,
             registry: Registry::new(),
+            scrape: Mutex::new(()),
             families: Vec::new(),
         };
         let (registry, families) = c.finish()?;
@@ -148,16 +153,10 @@ impl Metrics {
         &self.families
     }
 
-    /// Makes every series of a GPU exist, at 0.
+    /// Makes every series of a GPU exist, at 0, that does not depend on a sensor.
     pub fn gpu_appeared(&self, gpu: GpuId) {
         let gpu = gpu.to_string();
         let gpu = gpu.as_str();
-        for kind in ["gpu", "cpu"] {
-            self.faults.with_label_values(&[gpu, kind]);
-        }
-        for direction in ["in", "out"] {
-            self.migrated.with_label_values(&[gpu, direction]);
-        }
         for mode in Mode::ALL {
             self.plan_changes.with_label_values(&[gpu, mode.as_str()]);
         }
@@ -188,6 +187,7 @@ impl Metrics {
 
     /// The text of `/metrics`.
     pub fn render(&self, view: &View, sensors: &[SensorStatus]) -> Result<String, prometheus::Error> {
+        let _scraping = self.scrape.lock().unwrap_or_else(PoisonError::into_inner);
         self.fill_plan(view);
         for status in sensors {
             let labels = [status.sensor.as_str()];

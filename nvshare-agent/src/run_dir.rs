@@ -24,7 +24,9 @@ pub struct RunDir {
 #[derive(Debug, thiserror::Error)]
 pub enum RunDirError {
     /// Another agent has it.
-    #[error("another nvshare-agent already serves {0}; stop it, or give this one a directory of its own with --run-dir")]
+    #[error(
+        "another nvshare-agent already serves {0}; stop it, or give this one a directory of its own with --run-dir"
+    )]
     Taken(PathBuf),
     /// The system.
     #[error("{what} {path}: {source}; choose a directory you may write to with --run-dir or NVSHARE_RUN_DIR")]

@@ -10,6 +10,7 @@ use std::{
 
 use nvshare_wire::page::{PAGE_LEN, Page};
 use rustix::mm::{MapFlags, ProtFlags};
+use tokio::io::{Interest, unix::AsyncFd};
 
 /// A client's page, mapped read-only. The client may write to it at any time.
 #[derive(Debug)]
@@ -30,14 +31,7 @@ impl ClientPage {
     pub(crate) fn map(fd: impl AsFd) -> io::Result<Self> {
         // SAFETY: a fresh mapping at an address that the kernel chooses aliases nothing.
         let base = unsafe {
-            rustix::mm::mmap(
-                std::ptr::null_mut(),
-                PAGE_LEN,
-                ProtFlags::READ,
-                MapFlags::SHARED,
-                fd,
-                0,
-            )?
+            rustix::mm::mmap(std::ptr::null_mut(), PAGE_LEN, ProtFlags::READ, MapFlags::SHARED, fd, 0)?
         };
         let base = NonNull::new(base.cast()).ok_or_else(|| io::Error::other("mmap gave a null mapping"))?;
         Ok(Self { base })
@@ -83,7 +77,9 @@ impl CounterPage {
                 MapFlags::SHARED,
             )?
         };
-        NonNull::new(base).map(|base| Self { base }).ok_or_else(|| io::Error::other("mmap gave a null mapping"))
+        NonNull::new(base)
+            .map(|base| Self { base })
+            .ok_or_else(|| io::Error::other("mmap gave a null mapping"))
     }
 
     /// The address to hand to the driver.
@@ -149,4 +145,11 @@ pub(crate) fn peer_pidfd(socket: impl AsFd) -> io::Result<OwnedFd> {
     }
     // SAFETY: the kernel returned a new descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Registers a descriptor to be waited for until it is readable.
+pub(crate) fn wait_readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: the descriptor is owned by the registration, which nothing replaces, so it is open for as long as
+    // it is registered.
+    unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(io::Error::from)
 }

@@ -1,7 +1,7 @@
 //! The agent's daemon.
 #![expect(clippy::print_stdout, reason = "subcommands print their result")]
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand};
@@ -97,7 +97,11 @@ fn check_config(file: &std::path::Path) -> Result<()> {
 fn run(args: RunArgs) -> Result<()> {
     let RunArgs { config, run_dir, metrics_listen, log, record } = args;
     let filter = EnvFilter::try_new(&log).with_context(|| format!("`{log}` is not a log filter"))?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
     let mut config = config.as_deref().map(Config::load).transpose()?.unwrap_or_default();
     if let Some(run_dir) = run_dir {
         config.listen.run_dir = run_dir;

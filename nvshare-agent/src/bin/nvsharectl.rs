@@ -117,7 +117,9 @@ fn parse_quantum(text: &str) -> Result<Quantum, String> {
 enum Failure {
     #[error(transparent)]
     Ctl(#[from] CtlError),
-    #[error("the agent's answer cannot be understood ({0}); are nvsharectl and nvshare-agent of one version?")]
+    #[error(
+        "the agent's answer cannot be understood ({0}); are nvsharectl and nvshare-agent of one version?"
+    )]
     Answer(#[from] serde_json::Error),
     #[error("cannot print: {0}")]
     Print(#[from] std::io::Error),
@@ -136,7 +138,9 @@ fn main() -> ExitCode {
                 Failure::Ctl(CtlError::NotRunning(_) | CtlError::Forbidden(_) | CtlError::Broken { .. }) => {
                     ExitCode::from(3)
                 }
-                Failure::Ctl(CtlError::Refused(_)) | Failure::Answer(_) | Failure::Print(_) => ExitCode::FAILURE,
+                Failure::Ctl(CtlError::Refused(_)) | Failure::Answer(_) | Failure::Print(_) => {
+                    ExitCode::FAILURE
+                }
             }
         }
     }

@@ -181,8 +181,13 @@ impl Client {
     /// Opens trackers for GPUs that have none. `open` is tried on each descriptor; those that hold no VA space
     /// are closed. Returns how many descriptors were closed.
     pub fn track(&self, open: impl Fn(&OwnedFd, GpuId) -> Option<Tracker>) -> usize {
-        let missing: Vec<GpuId> =
-            self.state().gpus.iter().filter(|(_, used)| used.tracker.is_none()).map(|(gpu, _)| *gpu).collect();
+        let missing: Vec<GpuId> = self
+            .state()
+            .gpus
+            .iter()
+            .filter(|(_, used)| used.tracker.is_none())
+            .map(|(gpu, _)| *gpu)
+            .collect();
         if missing.is_empty() {
             return 0;
         }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use nvshare_wire::{
-    ClientMessage, FrameError, HEADER_LEN, Header, MAX_PAYLOAD, MessageError, RefusalCode, FRAME_MAX,
+    ClientMessage, FRAME_MAX, FrameError, HEADER_LEN, Header, MAX_PAYLOAD, MessageError, RefusalCode,
 };
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use tokio::{io::Interest, net::UnixStream};
@@ -46,9 +46,8 @@ impl ConnectionError {
         match self {
             Self::Io(_) => None,
             Self::Frame(FrameError::Version(_)) => Some(RefusalCode::Version),
-            Self::Frame(FrameError::Magic(_) | FrameError::Length(_) | FrameError::Reserved(_)) | Self::Cut(_) => {
-                Some(RefusalCode::Malformed)
-            }
+            Self::Frame(FrameError::Magic(_) | FrameError::Length(_) | FrameError::Reserved(_))
+            | Self::Cut(_) => Some(RefusalCode::Malformed),
         }
     }
 }

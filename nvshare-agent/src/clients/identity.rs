@@ -3,10 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
-use tokio::{
-    io::{Interest, unix::AsyncFd},
-    net::unix::UCred,
-};
+use tokio::{io::unix::AsyncFd, net::unix::UCred};
 
 use crate::sys;
 
@@ -43,9 +40,12 @@ impl Death {
             let pid = Pid::from_raw(identity.pid as i32)?;
             pidfd_open(pid, PidfdFlags::empty()).ok()
         });
-        let pidfd = pidfd.and_then(|fd| AsyncFd::with_interest(fd, Interest::READABLE).ok());
+        let pidfd = pidfd.and_then(|fd| sys::wait_readable(fd).ok());
         if pidfd.is_none() {
-            tracing::warn!(pid = identity.pid, "no pidfd of this client; its end shows only when its socket closes");
+            tracing::warn!(
+                pid = identity.pid,
+                "no pidfd of this client; its end shows only when its socket closes"
+            );
         }
         Self { pidfd }
     }

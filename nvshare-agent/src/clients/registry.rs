@@ -43,7 +43,11 @@ impl Registry {
     }
 
     /// Adds a client, made by `make` with a number that was never used before.
-    pub fn add(&self, identity: Identity, make: impl FnOnce(ClientId) -> Client) -> Result<Arc<Client>, Full> {
+    pub fn add(
+        &self,
+        identity: Identity,
+        make: impl FnOnce(ClientId) -> Client,
+    ) -> Result<Arc<Client>, Full> {
         let mut clients = self.lock();
         if clients.len() >= self.max {
             return Err(Full::All(self.max));

@@ -6,7 +6,10 @@ use nvshare_core::{Bytes, ClientId, Drain, Epoch, GpuId, Input, JobId, Nanos};
 use nvshare_wire::{
     AgentMessage, ClientMessage, DrainOutcome, Label, MessageError, RefusalCode, page::SLOTS,
 };
-use tokio::{net::UnixStream, time::{Instant, timeout}};
+use tokio::{
+    net::UnixStream,
+    time::{Instant, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -131,7 +134,13 @@ pub(super) async fn run(stream: UnixStream, hub: Arc<Hub>, greeting: Greeting, s
         End::Slow => hub.metrics.slow_readers.inc(),
         End::Refused(Refusal { code, detail }) => {
             hub.metrics.refused.with_label_values(&[code_label(code)]).inc();
-            tracing::warn!(pid = identity.pid, uid = identity.uid, code = code_label(code), detail, "session refused");
+            tracing::warn!(
+                pid = identity.pid,
+                uid = identity.uid,
+                code = code_label(code),
+                detail,
+                "session refused"
+            );
             outbox.send(&AgentMessage::Refused { code, detail: Label::new(&detail) });
         }
     }
@@ -158,7 +167,9 @@ async fn hello(connection: &mut Connection, hub: &Hub, identity: Identity) -> Re
     };
     let Frame { message, mut descriptors } = first;
     let (weight_milli, priority, name) = match message {
-        Ok(ClientMessage::Hello { weight_milli, priority, memory_limit: _, name }) => (weight_milli, priority, name),
+        Ok(ClientMessage::Hello { weight_milli, priority, memory_limit: _, name }) => {
+            (weight_milli, priority, name)
+        }
         Ok(_) | Err(MessageError::UnknownKind(_)) => {
             return refuse(RefusalCode::Order, "the first message must be Hello");
         }
@@ -174,9 +185,9 @@ async fn hello(connection: &mut Connection, hub: &Hub, identity: Identity) -> Re
     };
     // A client may lower its share, never raise it.
     let wish = (weight_milli.clamp(1, 1000), priority.min(0));
-    let added = hub.registry.add(identity, |id| {
-        Client::new(id, identity, name.as_str().to_owned(), wish, clock::now(), page)
-    });
+    let added = hub
+        .registry
+        .add(identity, |id| Client::new(id, identity, name.as_str().to_owned(), wish, clock::now(), page));
     match added {
         Ok(client) => Ok(client),
         Err(full) => refuse(RefusalCode::Limit, full.to_string()),
@@ -287,7 +298,8 @@ impl Session<'_> {
                 };
                 let gpu = self.known(GpuId(gpu))?;
                 let client = self.client.id;
-                self.tell(Input::Revoked { client, gpu, epoch: Epoch(epoch), drain, moved: Bytes(moved) }).await;
+                self.tell(Input::Revoked { client, gpu, epoch: Epoch(epoch), drain, moved: Bytes(moved) })
+                    .await;
                 Ok(())
             }
             ClientMessage::Resumed { gpu, epoch, moved, moved_ns } => {

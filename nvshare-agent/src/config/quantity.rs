@@ -76,7 +76,9 @@ pub(super) fn optional_size<'de, D: Deserializer<'de>>(deserializer: D) -> Resul
 pub(super) fn ratio_milli<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
     let ratio = f64::deserialize(deserializer)?;
     if !(0.001..=0.9).contains(&ratio) {
-        return Err(D::Error::custom(format!("{ratio} is out of range; expected a share between 0.001 and 0.9")));
+        return Err(D::Error::custom(format!(
+            "{ratio} is out of range; expected a share between 0.001 and 0.9"
+        )));
     }
     Ok((ratio * 1000.0).round() as u32)
 }

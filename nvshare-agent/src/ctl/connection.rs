@@ -18,7 +18,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Debug, thiserror::Error)]
 pub enum CtlError {
     /// No agent listens there.
-    #[error("no agent is running at {0}; start one with `nvshare-agent`, or name its directory with --run-dir or NVSHARE_RUN_DIR")]
+    #[error(
+        "no agent is running at {0}; start one with `nvshare-agent`, or name its directory with --run-dir or NVSHARE_RUN_DIR"
+    )]
     NotRunning(PathBuf),
     /// The user may not.
     #[error("not allowed to use {0}; run nvsharectl as root (sudo) or as a member of the group nvshare")]

@@ -50,7 +50,9 @@ fn gpu_head(gpu: &GpuReport) -> String {
     let _ = write!(text, "  mode {}", gpu.mode);
     match gpu.order {
         ModeOrder::Auto => {}
-        ModeOrder::Shared | ModeOrder::Exclusive => text.push_str(" (ordered; `nvsharectl set mode auto` lets the agent decide)"),
+        ModeOrder::Shared | ModeOrder::Exclusive => {
+            text.push_str(" (ordered; `nvsharectl set mode auto` lets the agent decide)")
+        }
     }
     if let Some(reason) = &gpu.reason {
         let _ = write!(text, ": {reason}");
@@ -59,7 +61,8 @@ fn gpu_head(gpu: &GpuReport) -> String {
         text,
         "\n  managed {} of {}",
         bytes(gpu.committed_bytes),
-        gpu.capacity_bytes.map_or_else(|| "an unknown size (no NVML; set [gpu] usable_memory)".to_owned(), bytes)
+        gpu.capacity_bytes
+            .map_or_else(|| "an unknown size (no NVML; set [gpu] usable_memory)".to_owned(), bytes)
     );
     if let Some(quantum) = gpu.quantum_s {
         let _ = write!(text, ", quantum {quantum:.2} s");
@@ -80,7 +83,8 @@ fn gpu_head(gpu: &GpuReport) -> String {
 
 /// `nvsharectl status`.
 pub fn status(report: &StatusReport) -> String {
-    let mut text = format!("nvshare-agent {} (pid {}), up {:.0} s\n", report.version, report.pid, report.uptime_s);
+    let mut text =
+        format!("nvshare-agent {} (pid {}), up {:.0} s\n", report.version, report.pid, report.uptime_s);
     if report.gpus.is_empty() {
         text.push_str("\nNo GPU is known; GPUs appear when NVML works or a program uses one.\n");
     }
@@ -138,7 +142,14 @@ pub fn clients(report: &ClientsReport) -> String {
         .clients
         .iter()
         .map(|client| {
-            let ClientTotals { gpu_faults, cpu_faults: _, bytes_in, bytes_out, evicted: _, evicted_by_others } = client.seen;
+            let ClientTotals {
+                gpu_faults,
+                cpu_faults: _,
+                bytes_in,
+                bytes_out,
+                evicted: _,
+                evicted_by_others,
+            } = client.seen;
             vec![
                 client.client.to_string(),
                 client.name.clone(),
@@ -153,8 +164,18 @@ pub fn clients(report: &ClientsReport) -> String {
             ]
         })
         .collect();
-    let head =
-        ["client", "program", "pid", "uid", "managed", "plain", "GPU faults", "in", "out", "evicted for others"];
+    let head = [
+        "client",
+        "program",
+        "pid",
+        "uid",
+        "managed",
+        "plain",
+        "GPU faults",
+        "in",
+        "out",
+        "evicted for others",
+    ];
     table(&head, &rows)
 }
 
@@ -175,7 +196,18 @@ pub fn explain(report: &ExplainReport) -> String {
 
 /// One change of plan.
 pub fn event(event: &PlanEvent) -> String {
-    let PlanEvent { t_ms, gpu, from, to, reason, first_refault_ms, provisional: _, order: _, figures: _, sets } = event;
+    let PlanEvent {
+        t_ms,
+        gpu,
+        from,
+        to,
+        reason,
+        first_refault_ms,
+        provisional: _,
+        order: _,
+        figures: _,
+        sets,
+    } = event;
     let mut text = format!("{:.3} s  {gpu}  {from} -> {to}: {reason}", t_ms / 1e3);
     if let Some(first) = first_refault_ms {
         let _ = write!(text, "; {:.0} ms after the first refault", t_ms - first);
@@ -198,7 +230,12 @@ pub fn doctor(report: &DoctorReport) -> String {
             SensorState::Attached(detail) => ("ok     ", detail),
             SensorState::Unavailable(reason) => ("missing", reason),
         };
-        let _ = writeln!(text, "{mark}  {:<12} sees {}\n         {detail}", sensor.status.sensor.to_string(), sensor.sees);
+        let _ = writeln!(
+            text,
+            "{mark}  {:<12} sees {}\n         {detail}",
+            sensor.status.sensor.to_string(),
+            sensor.sees
+        );
         if let Some(advice) = &sensor.advice {
             let _ = writeln!(text, "         to get it: {advice}");
         }

@@ -1,8 +1,8 @@
 //! Registering metrics while writing down what was registered.
 
 use prometheus::{
-    CounterVec, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
-    Opts, Registry, core::Collector, process_collector::ProcessCollector,
+    CounterVec, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, core::Collector, process_collector::ProcessCollector,
 };
 
 /// What a metric is.
@@ -47,7 +47,11 @@ pub(super) struct Catalogue {
 }
 
 impl Catalogue {
-    fn add<C: Collector + Clone + 'static>(&mut self, kind: Kind, collector: C) -> Result<C, prometheus::Error> {
+    fn add<C: Collector + Clone + 'static>(
+        &mut self,
+        kind: Kind,
+        collector: C,
+    ) -> Result<C, prometheus::Error> {
         for desc in collector.desc() {
             self.families.push(Family {
                 name: desc.fq_name.clone(),
@@ -60,11 +64,21 @@ impl Catalogue {
         Ok(collector)
     }
 
-    pub(super) fn counter(&mut self, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, prometheus::Error> {
+    pub(super) fn counter(
+        &mut self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> Result<IntCounterVec, prometheus::Error> {
         self.add(Kind::Counter, IntCounterVec::new(Opts::new(name, help), labels)?)
     }
 
-    pub(super) fn seconds(&mut self, name: &str, help: &str, labels: &[&str]) -> Result<CounterVec, prometheus::Error> {
+    pub(super) fn seconds(
+        &mut self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> Result<CounterVec, prometheus::Error> {
         self.add(Kind::Counter, CounterVec::new(Opts::new(name, help), labels)?)
     }
 
@@ -72,7 +86,12 @@ impl Catalogue {
         self.add(Kind::Counter, IntCounter::new(name, help)?)
     }
 
-    pub(super) fn gauge(&mut self, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, prometheus::Error> {
+    pub(super) fn gauge(
+        &mut self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> Result<IntGaugeVec, prometheus::Error> {
         self.add(Kind::Gauge, IntGaugeVec::new(Opts::new(name, help), labels)?)
     }
 
@@ -80,15 +99,31 @@ impl Catalogue {
         self.add(Kind::Gauge, IntGauge::new(name, help)?)
     }
 
-    pub(super) fn float(&mut self, name: &str, help: &str, labels: &[&str]) -> Result<GaugeVec, prometheus::Error> {
+    pub(super) fn float(
+        &mut self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> Result<GaugeVec, prometheus::Error> {
         self.add(Kind::Gauge, GaugeVec::new(Opts::new(name, help), labels)?)
     }
 
-    pub(super) fn histogram(&mut self, name: &str, help: &str, labels: &[&str], buckets: Vec<f64>) -> Result<HistogramVec, prometheus::Error> {
+    pub(super) fn histogram(
+        &mut self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+        buckets: Vec<f64>,
+    ) -> Result<HistogramVec, prometheus::Error> {
         self.add(Kind::Histogram, HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets), labels)?)
     }
 
-    pub(super) fn plain_histogram(&mut self, name: &str, help: &str, buckets: Vec<f64>) -> Result<Histogram, prometheus::Error> {
+    pub(super) fn plain_histogram(
+        &mut self,
+        name: &str,
+        help: &str,
+        buckets: Vec<f64>,
+    ) -> Result<Histogram, prometheus::Error> {
         self.add(Kind::Histogram, Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets))?)
     }
 

@@ -102,8 +102,12 @@ impl Gpus {
             }
         }
         let listed = |gpu: &GpuId| reading.gpus.iter().any(|described| described.id == *gpu);
-        let gone: Vec<GpuId> =
-            known.gpus.iter().filter(|(gpu, at)| at.nvml.is_some() && !listed(gpu)).map(|(gpu, _)| *gpu).collect();
+        let gone: Vec<GpuId> = known
+            .gpus
+            .iter()
+            .filter(|(gpu, at)| at.nvml.is_some() && !listed(gpu))
+            .map(|(gpu, _)| *gpu)
+            .collect();
         for gpu in gone {
             known.gpus.remove(&gpu);
             news.push(Input::GpuGone { gpu });
@@ -140,10 +144,7 @@ mod tests {
     fn capacity_is_what_the_reserve_and_plain_allocations_leave() {
         let gpus = Gpus::new(None);
         let news = gpus.update(&reading(Bytes::gib(1)), |_| Bytes::mib(200));
-        assert_eq!(
-            news,
-            [Input::Gpu { gpu: GPU, capacity: Bytes::mib(800), link_rate: LINK_RATE_MAX }]
-        );
+        assert_eq!(news, [Input::Gpu { gpu: GPU, capacity: Bytes::mib(800), link_rate: LINK_RATE_MAX }]);
         assert_eq!(gpus.update(&reading(Bytes::gib(1)), |_| Bytes::mib(200)), [], "no news");
         let news = gpus.update(&reading(Bytes::gib(1)), |_| Bytes::ZERO);
         assert!(matches!(news[..], [Input::Gpu { capacity, .. }] if capacity == Bytes::mib(950)));

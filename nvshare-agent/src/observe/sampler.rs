@@ -118,7 +118,8 @@ impl Sampler {
                     facts.push(Input::Activity { client: client.id, gpu, activity });
                 }
             }
-            let samples = on_gpu.iter().map(|client| (client.id, self.client(client, gpu, &reading))).collect();
+            let samples =
+                on_gpu.iter().map(|client| (client.id, self.client(client, gpu, &reading))).collect();
             let fault_busy = self.fault_busy(gpu, &reading);
             facts.push(Input::Sample { gpu, sample: GpuSample { interval, fault_busy, clients: samples } });
         }
@@ -134,7 +135,11 @@ impl Sampler {
         if let Some(reading) = self.nvml.reading() {
             let now = clock::now();
             let device = |gpu| {
-                clients.iter().filter_map(|client| client.activity(gpu, now, false)).map(|a| a.device).sum::<Bytes>()
+                clients
+                    .iter()
+                    .filter_map(|client| client.activity(gpu, now, false))
+                    .map(|a| a.device)
+                    .sum::<Bytes>()
             };
             facts.extend(self.hub.gpus.update(&reading, device));
             for gpu in &reading.gpus {
@@ -151,7 +156,11 @@ impl Sampler {
         let before = self.fault_busy.insert(gpu, total)?;
         // A total that shrank belongs to a new thread.
         let busy = if total >= before { total.since(before) } else { total };
-        self.hub.metrics.fault_service_seconds.with_label_values(&[&gpu.to_string()]).inc_by(busy.as_secs_f64());
+        self.hub
+            .metrics
+            .fault_service_seconds
+            .with_label_values(&[&gpu.to_string()])
+            .inc_by(busy.as_secs_f64());
         Some(busy)
     }
 
@@ -199,18 +208,18 @@ impl Sampler {
         });
         let metrics = &self.hub.metrics;
         let label = gpu.to_string();
-        let count = |family: &prometheus::IntCounterVec, kind: &str, by: u64| {
-            if by > 0 {
+        let count = |family: &prometheus::IntCounterVec, kind: &str, by: Option<u64>| {
+            if let Some(by) = by {
                 family.with_label_values(&[label.as_str(), kind]).inc_by(by);
             }
         };
-        count(&metrics.faults, "gpu", gpu_faults.unwrap_or(0));
-        count(&metrics.faults, "cpu", cpu_faults.unwrap_or(0));
-        count(&metrics.migrated, "in", bytes_in.unwrap_or_default().0);
-        count(&metrics.migrated, "out", bytes_out.unwrap_or_default().0);
-        let others = evicted_by_others.unwrap_or_default();
-        count(&metrics.evicted, "others", others.0);
-        count(&metrics.evicted, "own", evicted.unwrap_or_default().saturating_sub(others).0);
+        count(&metrics.faults, "gpu", gpu_faults);
+        count(&metrics.faults, "cpu", cpu_faults);
+        count(&metrics.migrated, "in", bytes_in.map(|bytes| bytes.0));
+        count(&metrics.migrated, "out", bytes_out.map(|bytes| bytes.0));
+        count(&metrics.evicted, "others", evicted_by_others.map(|bytes| bytes.0));
+        let own = evicted.map(|bytes| bytes.saturating_sub(evicted_by_others.unwrap_or_default()).0);
+        count(&metrics.evicted, "own", own);
     }
 
     fn note_xids(&self, reading: &BpfReading) {

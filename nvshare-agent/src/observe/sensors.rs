@@ -39,7 +39,9 @@ impl Sensors {
                 continue;
             }
             match &status.state {
-                SensorState::Attached(detail) => tracing::info!(sensor = %status.sensor, detail, "sensor attached"),
+                SensorState::Attached(detail) => {
+                    tracing::info!(sensor = %status.sensor, detail, "sensor attached")
+                }
                 SensorState::Unavailable(reason) => {
                     tracing::warn!(sensor = %status.sensor, reason, "sensor unavailable");
                 }

@@ -185,7 +185,10 @@ impl UvmCounters {
     fn layout(&self) -> Result<TrackerLayout, String> {
         let path = self.driver.version_file();
         let text = std::fs::read_to_string(&path).map_err(|error| {
-            format!("nvidia-uvm is not loaded: {}: {error}; it is loaded by the first CUDA program", path.display())
+            format!(
+                "nvidia-uvm is not loaded: {}: {error}; it is loaded by the first CUDA program",
+                path.display()
+            )
         })?;
         let version = DriverVersion::find_in(&text)
             .ok_or_else(|| format!("{} does not hold a driver version: {}", path.display(), text.trim()))?;
@@ -203,19 +206,29 @@ impl UvmCounters {
     pub fn status(&self, open_now: usize) -> SensorStatus {
         let name = SensorName::UvmCounters;
         if !self.enabled {
-            return SensorStatus::unavailable(name, "switched off in the configuration ([sensors] uvm-counters)");
+            return SensorStatus::unavailable(
+                name,
+                "switched off in the configuration ([sensors] uvm-counters)",
+            );
         }
         let tools = self.driver.uvm_tools_device();
         if let Err(error) = std::fs::metadata(&tools) {
-            return SensorStatus::unavailable(name, format!("{}: {error}; is the NVIDIA driver loaded?", tools.display()));
+            return SensorStatus::unavailable(
+                name,
+                format!("{}: {error}; is the NVIDIA driver loaded?", tools.display()),
+            );
         }
         if let Err(reason) = self.layout() {
             return SensorStatus::unavailable(name, reason);
         }
         let (opened, failed) = (self.opened.load(Ordering::Relaxed), self.failed.load(Ordering::Relaxed));
         if opened == 0 && failed > 0 {
-            let last = self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone().unwrap_or_default();
-            return SensorStatus::unavailable(name, format!("no client's descriptor was accepted; last: {last}"));
+            let last =
+                self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone().unwrap_or_default();
+            return SensorStatus::unavailable(
+                name,
+                format!("no client's descriptor was accepted; last: {last}"),
+            );
         }
         SensorStatus {
             run_count: self.reads.load(Ordering::Relaxed),

@@ -75,7 +75,8 @@ async fn converse(stream: UnixStream, desk: &Desk) -> std::io::Result<()> {
             Err(_elapsed) => return say(desk, &mut write, Err("no request within 10 s".to_owned())).await,
         };
         if line.len() >= REQUEST_MAX {
-            return say(desk, &mut write, Err(format!("the request is longer than {REQUEST_MAX} bytes"))).await;
+            return say(desk, &mut write, Err(format!("the request is longer than {REQUEST_MAX} bytes")))
+                .await;
         }
         let request = String::from_utf8(line)
             .map_err(|_invalid| "the request is not UTF-8".to_owned())
@@ -127,6 +128,7 @@ async fn follow(desk: &Desk, write: &mut OwnedWriteHalf, since_ms: Option<f64>) 
         Ok(seen) => seen.changes,
         Err(gone) => return say(desk, write, Err(gone.to_string())).await,
     };
+    tracing::debug!("an operator follows the plan");
     let mut last = f64::NEG_INFINITY;
     for event in past {
         last = last.max(event.t_ms);

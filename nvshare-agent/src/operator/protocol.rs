@@ -7,11 +7,7 @@ use nvshare_core::{ClientId, GpuId, ModeOrder, Nanos};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{
-    clients::client::ClientTotals,
-    driver::PlanEvent,
-    observe::source::SensorStatus,
-};
+use crate::{clients::client::ClientTotals, driver::PlanEvent, observe::source::SensorStatus};
 
 /// The longest request, in bytes.
 pub const REQUEST_MAX: usize = 64 * 1024;
@@ -57,8 +53,9 @@ impl Request {
 
     /// Reads a request; the error says what would be right.
     pub fn parse(line: &str) -> Result<Self, String> {
-        let value: Value = serde_json::from_str(line)
-            .map_err(|error| format!("not a JSON object: {error}; a request looks like {{\"request\": \"status\"}}"))?;
+        let value: Value = serde_json::from_str(line).map_err(|error| {
+            format!("not a JSON object: {error}; a request looks like {{\"request\": \"status\"}}")
+        })?;
         let Some(name) = value.get("request").and_then(Value::as_str) else {
             return Err(format!("no `request` in the object; known requests: {}", Self::NAMES.join(", ")));
         };

@@ -9,7 +9,10 @@ use super::protocol::{
     StatusReport,
 };
 use crate::{
-    clients::{client::{Client, ClientTotals}, session::Hub},
+    clients::{
+        client::{Client, ClientTotals},
+        session::Hub,
+    },
     clock,
     driver::{Gone, Seen},
     observe::{
@@ -65,7 +68,11 @@ impl Desk {
         let verdict = verdict(&sensors);
         let sensors = sensors
             .into_iter()
-            .map(|status| SensorAdvice { sees: sees(status.sensor).to_owned(), advice: advice(&status), status })
+            .map(|status| SensorAdvice {
+                sees: sees(status.sensor).to_owned(),
+                advice: advice(&status),
+                status,
+            })
             .collect();
         DoctorReport { sensors, verdict }
     }
@@ -175,7 +182,9 @@ fn advice(status: &SensorStatus) -> Option<String> {
             "run the agent as root (or with CAP_BPF and CAP_PERFMON); the thread appears with the first CUDA program"
         }
         SensorName::Xid => "run the agent as root; the driver must be 575 or newer with open kernel modules",
-        SensorName::CudaUprobe => "run the agent as root; set [driver] libcuda if the library is in an unusual place",
+        SensorName::CudaUprobe => {
+            "run the agent as root; set [driver] libcuda if the library is in an unusual place"
+        }
         SensorName::Nvml => "install the NVIDIA driver's libnvidia-ml.so.1, or set [driver] nvml to its path",
         SensorName::Shim => return None,
     };

@@ -15,7 +15,12 @@ use aya::{
 use nvshare_abi::maps::CudaCall;
 use nvshare_core::Bytes;
 
-use super::{maps::Maps, program::loaded, reason::reason, uvm::file_identity};
+use super::{
+    maps::Maps,
+    program::{let_go, loaded},
+    reason::reason,
+    uvm::file_identity,
+};
 use crate::{
     config::DriverConfig,
     observe::source::{CudaProcess, SensorState},
@@ -49,7 +54,7 @@ impl CudaProbes {
     /// Attaches anew when the configured library was replaced.
     pub(super) fn refresh(&mut self, ebpf: &mut Ebpf, driver: &DriverConfig) {
         if driver.libcuda.as_deref().and_then(file_identity) != self.library {
-            self.links.clear();
+            let_go(std::mem::take(&mut self.links));
             *self = Self::attach(ebpf, driver);
         }
     }

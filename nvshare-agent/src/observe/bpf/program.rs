@@ -49,3 +49,12 @@ pub(super) fn cost(ebpf: &Ebpf, names: &[&str]) -> (u64, Nanos) {
         (runs + info.run_count(), time + Nanos(info.run_time().as_nanos() as u64))
     })
 }
+
+/// Detaches without waiting: the kernel takes tens of milliseconds for each probe, until nobody can be inside it.
+pub(super) fn let_go<T: Send + 'static>(links: T) {
+    // Without a thread the links are dropped with the closure, here.
+    let spawned = std::thread::Builder::new().name("bpf-detach".to_owned()).spawn(move || drop(links));
+    if let Err(error) = spawned {
+        tracing::debug!("detached in place: {error}");
+    }
+}

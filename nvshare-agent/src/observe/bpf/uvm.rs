@@ -32,7 +32,7 @@ use nvshare_core::{Bytes, GpuId};
 
 use super::{
     maps::Maps,
-    program::loaded,
+    program::{let_go, loaded},
     reason::{is_absent, reason},
 };
 use crate::{
@@ -147,14 +147,14 @@ impl UvmProbes {
         self.state = match attached {
             Ok(detail) => SensorState::Attached(detail),
             Err(reason) => {
-                self.links = Links::default();
+                let_go(std::mem::take(&mut self.links));
                 SensorState::Unavailable(reason)
             }
         };
     }
 
     fn detach(&mut self, maps: &mut Maps) {
-        self.links = Links::default();
+        let_go(std::mem::take(&mut self.links));
         self.gpus.clear();
         self.totals.clear();
         self.evictions.clear();
@@ -234,7 +234,7 @@ impl UvmProbes {
             self.state = SensorState::Unavailable(format!(
                 "events of driver {version} do not have the expected layout; please report this driver"
             ));
-            self.links = Links::default();
+            let_go(std::mem::take(&mut self.links));
             return None;
         }
         // Spaces after counters: a counter whose space is not in the older list would have no owner.

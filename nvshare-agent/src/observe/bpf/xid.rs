@@ -9,7 +9,7 @@ use aya::{
 
 use super::{
     maps::Maps,
-    program::loaded,
+    program::{let_go, loaded},
     reason::reason,
     tracefs::{Field, check_record, with_tracefs},
     uvm::file_identity,
@@ -48,7 +48,7 @@ impl XidProbe {
     /// Attaches when the module has come or was replaced.
     pub(super) fn refresh(&mut self, ebpf: &mut Ebpf) {
         if file_identity(Path::new(MODULE)) != self.module {
-            self.link = None;
+            let_go(self.link.take());
             *self = Self::attach(ebpf);
         }
     }
