@@ -11,6 +11,11 @@
 #![no_std]
 #![no_main]
 #![feature(core_intrinsics)]
+#![expect(
+    clippy::inline_always,
+    reason = "one program per entry point: no calls, one stack frame, exact bounds"
+)]
+#![expect(clippy::needless_pass_by_value, reason = "the entry point macros hand the context over by value")]
 #![expect(internal_features, reason = "atomic addition; the compiler that builds this object is pinned")]
 
 mod cuda;

@@ -62,6 +62,7 @@ fn destroy(ctx: &ProbeContext) -> Option<()> {
 
 /// `uvm_parent_gpu_service_replayable_faults(parent_gpu*)`: whatever this thread does until its next fault
 /// notification is on nobody's behalf.
+#[expect(clippy::unnecessary_wraps, reason = "all bodies have one form")]
 #[inline(always)]
 fn service(_: &ProbeContext) -> Option<()> {
     let thread = space::current_thread();
@@ -164,7 +165,7 @@ fn migration(layout: &EventLayout, events: u64, data: u64) -> Option<()> {
     if dst >= PROCESSORS
         || src >= PROCESSORS
         || bytes == 0
-        || bytes % PAGE_BYTES != 0
+        || !bytes.is_multiple_of(PAGE_BYTES)
         || !fits
         || cause as usize >= MakeResidentCause::COUNT
     {
@@ -197,18 +198,18 @@ fn migration(layout: &EventLayout, events: u64, data: u64) -> Option<()> {
 /// Notes on whose behalf bytes of `victim` are evicted here, and whether that is somebody else.
 #[inline(always)]
 fn evicted_by_another(victim: SpaceId, processor: u32, bytes: u64) -> bool {
-    let (evictor, evictor_is_process, another) = match EVICTORS.get_ptr(space::current_thread()) {
+    let (evictor, evictor_is_process, another) = if let Some(slot) = EVICTORS.get_ptr(space::current_thread())
+    {
         // SAFETY: a map value that only this thread writes.
-        Some(slot) => match unsafe { (*slot).space } {
+        match unsafe { (*slot).space } {
             // Between a fault batch's beginning and its first fault nobody is known.
             0 => return false,
             evictor => (evictor, 0, evictor != victim.0),
-        },
-        // Not a fault-service thread: the process asks the driver for memory.
-        None => {
-            let process = space::current_process();
-            (u64::from(process), 1, space::owner(victim) != process)
         }
+    } else {
+        // Not a fault-service thread: the process asks the driver for memory.
+        let process = space::current_process();
+        (u64::from(process), 1, space::owner(victim) != process)
     };
     let key = EvictionKey { victim, evictor, processor, evictor_is_process };
     if let Some(total) = EVICTIONS.get_ptr_mut(key) {
@@ -230,18 +231,17 @@ fn counters(space: SpaceId, processor: u32) -> Option<*mut Counters> {
     let key = CounterKey { space, processor, reserved: 0 };
     // SAFETY: a helper without arguments.
     let now = unsafe { bpf_ktime_get_ns() };
-    let counters = match COUNTERS.get_ptr_mut(key) {
-        Some(counters) => counters,
-        None => {
-            let refused = COUNTERS.insert(key, Counters::default(), u64::from(BPF_NOEXIST)).is_err();
-            let Some(counters) = COUNTERS.get_ptr_mut(key) else {
-                if refused {
-                    health::lost();
-                }
-                return None;
-            };
-            counters
-        }
+    let counters = if let Some(counters) = COUNTERS.get_ptr_mut(key) {
+        counters
+    } else {
+        let refused = COUNTERS.insert(key, Counters::default(), u64::from(BPF_NOEXIST)).is_err();
+        let Some(counters) = COUNTERS.get_ptr_mut(key) else {
+            if refused {
+                health::lost();
+            }
+            return None;
+        };
+        counters
     };
     // SAFETY: a map value; the times are approximate by nature.
     unsafe {

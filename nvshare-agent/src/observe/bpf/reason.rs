@@ -5,27 +5,21 @@ use std::{error::Error, io};
 /// One line for a person. The system's own error decides where there is one: the libraries' texts above it name
 /// system calls, not causes.
 pub(super) fn reason(error: &(dyn Error + 'static)) -> String {
-    match os_error(error).as_ref().map(io::Error::kind) {
-        Some(io::ErrorKind::PermissionDenied) => {
-            "the kernel refuses BPF to this process; run the agent as root, or with CAP_BPF and CAP_PERFMON"
-                .to_owned()
-        }
-        Some(_) | None => {
-            let mut text = error.to_string();
-            let mut source = error.source();
-            while let Some(error) = source {
-                let more = error.to_string();
-                if !text.contains(&more) {
-                    text = format!("{text}: {more}");
-                }
-                source = error.source();
-            }
-            // A refusal by the verifier carries its whole log.
-            let first: Vec<&str> =
-                text.lines().map(str::trim).filter(|line| !line.is_empty()).take(3).collect();
-            first.join(" ")
-        }
+    if os_error(error).is_some_and(|error| error.kind() == io::ErrorKind::PermissionDenied) {
+        return "the kernel refuses BPF to this process; run the agent as root, or with CAP_BPF and CAP_PERFMON".to_owned();
     }
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        source = error.source();
+    }
+    // A refusal by the verifier carries its whole log.
+    let first: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).take(3).collect();
+    first.join(" ")
 }
 
 /// Whether what was asked for does not exist.

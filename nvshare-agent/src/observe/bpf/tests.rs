@@ -277,8 +277,8 @@ fn a_fault_thread_is_busy_while_it_runs_and_not_while_it_sleeps() {
         tid_tx.send(rustix::thread::gettid().as_raw_nonzero().get() as u32).unwrap();
         for work in work_rx {
             let begin = thread_cpu_time();
-            while thread_cpu_time() - begin < work {}
-            done_tx.send(thread_cpu_time() - begin).unwrap();
+            while thread_cpu_time().saturating_sub(begin) < work {}
+            done_tx.send(thread_cpu_time().saturating_sub(begin)).unwrap();
         }
     });
     let tid = tid_rx.recv().unwrap();

@@ -69,7 +69,7 @@ fn unlike(format: &str, fields: &[Field]) -> Option<String> {
     None
 }
 
-/// `field:pid_t prev_pid;	offset:24;	size:4;	signed:1;`
+/// One line of the description, as `field:pid_t prev_pid; offset:24; size:4; signed:1;` with tabs between.
 fn parse_field(line: &str) -> Option<(&str, usize, usize)> {
     let mut parts = line.trim().strip_prefix("field:")?.split(';').map(str::trim);
     let declaration = parts.next()?;
