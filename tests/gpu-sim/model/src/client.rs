@@ -30,7 +30,7 @@ pub struct EntryPoints {
 pub enum ConnectError {
     /// No simulated host was named.
     #[error(
-        "NVSHARE_SIM_DIR is not set: start the simulator (`nvshare-gpu-sim run`) and set it to its directory"
+        "no simulated host is named: start the simulator (`nvshare-gpu-sim run`) and set NVSHARE_SIM_DIR to its directory"
     )]
     NoDirectory,
     /// The directory holds no usable simulator.

@@ -1,6 +1,8 @@
 //! The read-only view.
 
 use std::{
+    ffi::{CStr, OsStr},
+    os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
     sync::atomic::Ordering,
 };
@@ -16,12 +18,31 @@ pub struct Host {
     state: Mapped,
 }
 
-/// The directory that NVSHARE_SIM_DIR names.
+/// The directory that NVSHARE_SIM_DIR names, else the one in whose `lib` folder this library was loaded.
 pub(super) fn directory() -> Result<PathBuf, ConnectError> {
     std::env::var_os("NVSHARE_SIM_DIR")
         .filter(|dir| !dir.is_empty())
         .map(PathBuf::from)
+        .or_else(around_this_library)
         .ok_or(ConnectError::NoDirectory)
+}
+
+/// A program that was told the path of a driver library, as the agent is, finds its host by that path alone.
+fn around_this_library() -> Option<PathBuf> {
+    let mut info = std::mem::MaybeUninit::<libc::Dl_info>::zeroed();
+    let here = around_this_library as fn() -> Option<PathBuf> as *const libc::c_void;
+    // SAFETY: `info` is valid to write to, and all zeros is a valid Dl_info (null pointers).
+    let info = unsafe {
+        libc::dladdr(here, info.as_mut_ptr());
+        info.assume_init()
+    };
+    if info.dli_fname.is_null() {
+        return None;
+    }
+    // SAFETY: the loader's name of a loaded object is a C string that lives as long as the object.
+    let path = unsafe { CStr::from_ptr(info.dli_fname) };
+    let dir = Path::new(OsStr::from_bytes(path.to_bytes())).parent()?.parent()?;
+    dir.join("state").exists().then(|| dir.to_owned())
 }
 
 pub(super) fn unreachable(dir: &Path, what: &'static str) -> impl FnOnce(std::io::Error) -> ConnectError {
