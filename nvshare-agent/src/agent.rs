@@ -137,10 +137,9 @@ fn announce(config: &Config, metrics: Option<SocketAddr>) {
     let run_dir = &config.listen.run_dir;
     tracing::info!(clients = %run_dir.join("clients.sock").display(), "serving clients");
     tracing::info!(control = %run_dir.join("control.sock").display(), "serving nvsharectl");
-    match metrics {
-        Some(address) => {
-            tracing::info!("serving http://{address}/metrics and a status page at http://{address}/")
-        }
-        None => tracing::info!("metrics are off"),
+    if let Some(address) = metrics {
+        tracing::info!("serving http://{address}/metrics and a status page at http://{address}/");
+    } else {
+        tracing::info!("metrics are off");
     }
 }

@@ -62,11 +62,7 @@ impl EngineConfig {
     /// The engine's own form.
     pub fn to_core(&self) -> nvshare_core::Config {
         let Self { overhead, quantum_max, drain_within } = *self;
-        let mut core = nvshare_core::Config::default();
-        core.overhead_milli = overhead;
-        core.quantum_max = quantum_max;
-        core.drain_within = drain_within;
-        core
+        nvshare_core::Config { overhead_milli: overhead, quantum_max, drain_within }
     }
 }
 
@@ -148,8 +144,11 @@ pub enum MetricsListen {
 
 /// A text that is no address to listen at.
 #[derive(Debug, thiserror::Error)]
-#[error("`{0}` is not an address to listen at; expected IP:PORT, as in 127.0.0.1:9464, or off")]
-pub struct InvalidListen(String);
+#[error("`{text}` is not an address to listen at; expected IP:PORT, as in 127.0.0.1:9464, or off")]
+pub struct InvalidListen {
+    text: String,
+    source: std::net::AddrParseError,
+}
 
 impl FromStr for MetricsListen {
     type Err = InvalidListen;
@@ -158,7 +157,7 @@ impl FromStr for MetricsListen {
         if text == "off" {
             return Ok(Self::Off);
         }
-        text.parse().map(Self::At).map_err(|_: std::net::AddrParseError| InvalidListen(text.to_owned()))
+        text.parse().map(Self::At).map_err(|source| InvalidListen { text: text.to_owned(), source })
     }
 }
 

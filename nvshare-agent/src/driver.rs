@@ -147,12 +147,12 @@ pub struct Gone;
 impl DriverHandle {
     /// Hands over a command. After the end of the task it is dropped.
     pub async fn send(&self, command: Command) {
-        let _ = self.command_tx.send(command).await;
+        self.command_tx.send(command).await.ok();
     }
 
     /// The same from a thread outside the runtime.
     pub fn send_blocking(&self, command: Command) {
-        let _ = self.command_tx.blocking_send(command);
+        self.command_tx.blocking_send(command).ok();
     }
 
     /// What is to be seen.
@@ -262,7 +262,7 @@ impl Driver {
             Command::View(seen_tx) => {
                 let at = clock::now();
                 let changes = self.changes.iter().cloned().collect();
-                let _ = seen_tx.send(Seen { at, view: self.engine.view(at), changes });
+                seen_tx.send(Seen { at, view: self.engine.view(at), changes }).ok();
             }
             // Taken by `run`, which ends with it.
             Command::Shutdown(_) => {}
@@ -348,7 +348,7 @@ impl Driver {
                 }
                 self.changes.push_back(event.clone());
                 // Without a follower there is nobody to tell.
-                let _ = self.event_tx.send(event);
+                self.event_tx.send(event).ok();
             }
             Output::Unresponsive { client, gpu, epoch } => {
                 self.metrics.unresponsive.with_label_values(&[&gpu.to_string()]).inc();

@@ -126,7 +126,7 @@ impl Recorder {
     pub fn record(&self, step: Step) {
         if let Some(step_tx) = &self.step_tx {
             // A failed writer has said so in the log; the agent goes on without a recording.
-            let _ = step_tx.send(step);
+            step_tx.send(step).ok();
         }
     }
 }
@@ -135,7 +135,7 @@ impl Drop for Recorder {
     fn drop(&mut self) {
         drop(self.step_tx.take());
         if let Some(writer) = self.writer.take() {
-            let _ = writer.join();
+            writer.join().ok();
         }
     }
 }

@@ -110,12 +110,10 @@ pub(crate) fn bare_ioctl(fd: impl AsFd, number: u32, buffer: &mut [u8]) -> io::R
     // SAFETY: the buffer is writable for its whole length, and callers size it for the largest layout of this
     // number.
     let result = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), number.into(), buffer.as_mut_ptr()) };
-    if result == 0 {
-        Ok(())
-    } else if result > 0 {
-        Err(io::Error::other(format!("ioctl {number} returned {result}")))
-    } else {
-        Err(io::Error::last_os_error())
+    match result {
+        0 => Ok(()),
+        ..0 => Err(io::Error::last_os_error()),
+        1.. => Err(io::Error::other(format!("ioctl {number} returned {result}"))),
     }
 }
 

@@ -1,5 +1,4 @@
 //! The operator's tool.
-#![expect(clippy::print_stdout, reason = "printing answers is what this program does")]
 
 use std::{
     io::{IsTerminal as _, Write as _},

@@ -55,7 +55,7 @@ impl Death {
         match &self.pidfd {
             Some(pidfd) => {
                 if pidfd.readable().await.is_err() {
-                    std::future::pending().await
+                    std::future::pending::<()>().await;
                 }
             }
             None => std::future::pending().await,

@@ -64,5 +64,5 @@ fn turn_away(hub: &Hub, stream: &UnixStream) {
     let detail = Label::new("too many connections that have not introduced themselves");
     let refusal = AgentMessage::Refused { code: RefusalCode::Limit, detail }.encode();
     // A fresh socket has room for one frame; if not, the client sees the connection close.
-    let _ = stream.try_write(refusal.as_bytes());
+    stream.try_write(refusal.as_bytes()).ok();
 }

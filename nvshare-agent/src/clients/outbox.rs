@@ -75,3 +75,40 @@ async fn write_all(stream: &UnixStream, mut bytes: &[u8]) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// More than the queue and the socket together hold.
+    const TOO_MANY: usize = 100_000;
+
+    #[tokio::test]
+    async fn a_client_that_does_not_read_overflows_at_a_bound_and_not_before() {
+        let (agent, client) = UnixStream::pair().unwrap();
+        let (outbox, writer) = outbox(Arc::new(agent));
+        for _ in 0..CAPACITY {
+            outbox.send(&AgentMessage::Alive);
+        }
+        assert!(!outbox.overflow.is_cancelled(), "a slow reader is kept");
+        for _ in 0..TOO_MANY {
+            outbox.send(&AgentMessage::Alive);
+            tokio::task::yield_now().await;
+        }
+        timeout(Duration::from_secs(30), writer.overflowed()).await.unwrap();
+        drop(client);
+    }
+
+    #[tokio::test]
+    async fn what_is_queued_when_a_session_ends_is_still_written() {
+        let (agent, client) = UnixStream::pair().unwrap();
+        let (outbox, writer) = outbox(Arc::new(agent));
+        outbox.send(&AgentMessage::Alive);
+        drop(outbox);
+        writer.finish(Duration::from_secs(30)).await;
+        let mut frame = [0; 64];
+        client.readable().await.unwrap();
+        let count = client.try_read(&mut frame).unwrap();
+        assert_eq!(&frame[..count], AgentMessage::Alive.encode().as_bytes());
+    }
+}

@@ -51,7 +51,7 @@ fn gpu_head(gpu: &GpuReport) -> String {
     match gpu.order {
         ModeOrder::Auto => {}
         ModeOrder::Shared | ModeOrder::Exclusive => {
-            text.push_str(" (ordered; `nvsharectl set mode auto` lets the agent decide)")
+            text.push_str(" (ordered; `nvsharectl set mode auto` lets the agent decide)");
         }
     }
     if let Some(reason) = &gpu.reason {

@@ -1,6 +1,9 @@
 //! NVML, on a thread that can be abandoned: a wedged driver makes its calls hang for ever.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use nvml_wrapper::{Device, Nvml, enums::device::UsedGpuMemory, error::NvmlError};
 use nvshare_core::{Bytes, GpuId, Nanos};
@@ -67,7 +70,7 @@ impl NvmlSource {
         let (word_tx, word_rx) = watch::channel(Word::Starting(clock::now()));
         let spawned = std::thread::Builder::new().name("nvml".to_owned()).spawn({
             let word_tx = word_tx.clone();
-            move || read_for_ever(library, &word_tx)
+            move || read_for_ever(library.as_deref(), &word_tx)
         });
         if let Err(error) = spawned {
             word_tx.send_replace(Word::Failed(format!("no thread for NVML: {error}")));
@@ -81,7 +84,7 @@ impl NvmlSource {
             let mut word_rx = word_rx.clone();
             let said = word_rx.wait_for(|word| !matches!(word, Word::Starting(_)));
             // Late or never: the status says which.
-            let _ = tokio::time::timeout(within, said).await;
+            tokio::time::timeout(within, said).await.ok();
         }
     }
 
@@ -123,16 +126,16 @@ impl NvmlSource {
     }
 }
 
-fn read_for_ever(library: Option<PathBuf>, word_tx: &watch::Sender<Word>) {
+fn read_for_ever(library: Option<&Path>, word_tx: &watch::Sender<Word>) {
     while !word_tx.is_closed() {
         let mut builder = Nvml::builder();
-        if let Some(library) = &library {
+        if let Some(library) = library {
             builder.lib_path(library.as_os_str());
         }
         match builder.init() {
             Ok(nvml) => read_each_second(&nvml, word_tx),
             Err(error) => {
-                let place = library.as_ref().map(|path| format!(" ({})", path.display())).unwrap_or_default();
+                let place = library.map(|path| format!(" ({})", path.display())).unwrap_or_default();
                 let reason = format!("the NVIDIA management library{place}: {error}");
                 word_tx.send_replace(Word::Failed(reason));
             }

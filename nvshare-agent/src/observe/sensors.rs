@@ -40,7 +40,7 @@ impl Sensors {
             }
             match &status.state {
                 SensorState::Attached(detail) => {
-                    tracing::info!(sensor = %status.sensor, detail, "sensor attached")
+                    tracing::info!(sensor = %status.sensor, detail, "sensor attached");
                 }
                 SensorState::Unavailable(reason) => {
                     tracing::warn!(sensor = %status.sensor, reason, "sensor unavailable");

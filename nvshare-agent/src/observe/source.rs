@@ -117,6 +117,7 @@ impl SensorStatus {
 
 /// What the eBPF sensors need to know to attach.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "one switch for each sensor")]
 pub struct BpfOptions {
     /// Where the driver lives.
     pub driver: DriverConfig,

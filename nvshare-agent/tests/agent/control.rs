@@ -2,7 +2,7 @@
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
-    os::unix::{net::UnixStream, process::CommandExt as _},
+    os::unix::{fs::PermissionsExt as _, net::UnixStream, process::CommandExt as _},
     process::{Command, Stdio},
 };
 
@@ -41,7 +41,7 @@ fn an_endless_request_is_cut_off() {
     let agent = Agent::start();
     let mut stream = UnixStream::connect(agent.run_dir().join("control.sock")).unwrap();
     // The agent may stop reading, and close, at any time.
-    let _ = stream.write_all(&vec![b'x'; 1 << 20]);
+    stream.write_all(&vec![b'x'; 1 << 20]).ok();
     let mut answer = String::new();
     if BufReader::new(stream).read_line(&mut answer).is_ok() && !answer.is_empty() {
         assert!(answer.contains("longer than"), "{answer}");
@@ -72,7 +72,6 @@ fn an_unprivileged_user_is_told_what_to_do() {
     }
     let agent = Agent::start();
     // The directories above must let the other user through; what stops it must be the socket.
-    use std::os::unix::fs::PermissionsExt as _;
     std::fs::set_permissions(agent.dir(), std::fs::Permissions::from_mode(0o755)).unwrap();
     let copy = agent.dir().join("nvsharectl");
     std::fs::copy(env!("CARGO_BIN_EXE_nvsharectl"), &copy).unwrap();

@@ -157,8 +157,8 @@ impl Drop for Agent {
             eprintln!("the agent's log:\n{}", self.log());
         }
         // It may have ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.child.kill().ok();
+        self.child.wait().ok();
     }
 }
 

@@ -65,26 +65,18 @@ fn clients_beyond_the_limit_are_told_so_and_those_within_stay() {
 }
 
 #[test]
-fn a_client_that_does_not_read_is_dropped_without_harm_to_others() {
+fn a_client_that_floods_the_agent_and_never_reads_leaves_it_responsive() {
     let agent = Agent::start();
     let healthy = ScriptedClient::working(&agent);
     let deaf = ScriptedClient::working(&agent);
-    // Two clients that take turns are told something each quantum; this one answers and never reads.
-    assert!(agent.ctl(&["set", "mode", "exclusive"]).status.success());
-    assert!(agent.ctl(&["set", "mode", "auto"]).status.success());
-    // It floods as well: the agent reads it at a bounded rate and stays responsive.
     let mut stream = deaf.stream().try_clone().unwrap();
     stream.set_write_timeout(Some(std::time::Duration::from_millis(200))).unwrap();
     let frame = ClientMessage::Waiting { gpu: GPU, threads: 0 }.encode();
-    for _ in 0..5000 {
-        if stream.write_all(frame.as_bytes()).is_err() {
-            break;
-        }
-    }
-    let begin = std::time::Instant::now();
+    // Until the agent reads so slowly that a write times out.
+    let blocked = (0..100_000).any(|_| stream.write_all(frame.as_bytes()).is_err());
+    assert!(blocked, "the agent took everything at once");
     assert!(agent.http("/healthz").0.contains("200"));
-    assert!(begin.elapsed() < crate::process::PATIENCE);
-    assert!(agent.clients().iter().any(|client| client["client"] == healthy.id));
+    healthy.noticed_nothing(&agent);
 }
 
 /// Not a test of its own: a client process that passes its socket on to a child, as programs without
@@ -95,6 +87,7 @@ fn process_that_passes_its_socket_on() {
     let path = std::env::var_os("NVSHARE_TEST_SOCKET").unwrap();
     let client = ScriptedClient::join_on(UnixStream::connect(Path::new(&path)).unwrap());
     fcntl_setfd(client.stream(), FdFlags::empty()).unwrap();
+    #[expect(clippy::zombie_processes, reason = "it is to outlive this process")]
     let heir = Command::new("sleep").arg("600").stdout(Stdio::null()).spawn().unwrap();
     println!("heir {} client {}", heir.id(), client.id);
     std::io::stdout().flush().unwrap();
