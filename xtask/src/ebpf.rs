@@ -32,7 +32,7 @@ use crate::cargo::{cargo, root, run as run_command};
 pub(crate) struct Args {
     /// Change nothing; fail if the committed object does not belong to the sources.
     #[arg(long)]
-    check: bool,
+    pub(crate) check: bool,
 }
 
 /// Architectures whose registers the probes know.

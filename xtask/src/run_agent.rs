@@ -43,10 +43,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let simulated = args.simulate || !real;
     match (real, args.simulate) {
         (true, false) => {
-            eprintln!("This machine has an NVIDIA GPU ({DRIVER_VERSION} exists): the agent will watch it.")
+            eprintln!("This machine has an NVIDIA GPU ({DRIVER_VERSION} exists): the agent will watch it.");
         }
         (true, true) => {
-            eprintln!("This machine has an NVIDIA GPU, but --simulate asks for the simulated one.")
+            eprintln!("This machine has an NVIDIA GPU, but --simulate asks for the simulated one.");
         }
         (false, _) => {
             eprintln!("No NVIDIA GPU here ({DRIVER_VERSION} does not exist): using the simulated GPU.");

@@ -39,6 +39,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     } else {
         steps.skip("lints", "clippy is not installed (rustup component add clippy)")?;
     }
+    steps.step("eBPF object", || crate::ebpf::run(&crate::ebpf::Args { check: true }))?;
     steps.step("build", || run_command(cargo().arg("build")))?;
     steps.step("tests", || {
         let mut command = cargo();

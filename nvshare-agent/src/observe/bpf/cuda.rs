@@ -28,8 +28,16 @@ use crate::{
 
 /// The name of the program.
 pub(super) const PROGRAMS: [&str; 1] = ["cuda_call"];
-/// Looked up in the loader's cache.
-const DEFAULT_LIBRARY: &str = "libcuda.so.1";
+/// The driver library's name; alone, it is looked up in the loader's cache.
+const LIBRARY: &str = "libcuda.so.1";
+/// Where container runtimes and driver containers put it without telling the loader's cache.
+const USUAL_DIRS: [&str; 5] = [
+    "/usr/local/nvidia/lib64",
+    "/usr/local/nvidia/lib",
+    "/run/nvidia/driver/usr/lib/x86_64-linux-gnu",
+    "/usr/lib/x86_64-linux-gnu",
+    "/usr/lib64",
+];
 
 pub(super) struct CudaProbes {
     state: SensorState,
@@ -39,7 +47,7 @@ pub(super) struct CudaProbes {
 
 impl CudaProbes {
     pub(super) fn attach(ebpf: &mut Ebpf, driver: &DriverConfig) -> Self {
-        let library = driver.libcuda.as_deref().and_then(file_identity);
+        let library = file_identity(&find_library(driver));
         let (state, links) = match attach(ebpf, driver) {
             Ok((detail, links)) => (SensorState::Attached(detail), links),
             Err(reason) => (SensorState::Unavailable(reason), Vec::new()),
@@ -51,9 +59,9 @@ impl CudaProbes {
         &self.state
     }
 
-    /// Attaches anew when the configured library was replaced.
+    /// Attaches anew when the library appeared or was replaced.
     pub(super) fn refresh(&mut self, ebpf: &mut Ebpf, driver: &DriverConfig) {
-        if driver.libcuda.as_deref().and_then(file_identity) != self.library {
+        if file_identity(&find_library(driver)) != self.library {
             let_go(std::mem::take(&mut self.links));
             *self = Self::attach(ebpf, driver);
         }
@@ -77,9 +85,22 @@ impl CudaProbes {
     }
 }
 
+/// The configured library, else where the loader would look first, else where it usually is, else its name.
+fn find_library(driver: &DriverConfig) -> PathBuf {
+    if let Some(library) = &driver.libcuda {
+        return library.clone();
+    }
+    let loader_path = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
+    std::env::split_paths(&loader_path)
+        .chain(USUAL_DIRS.map(PathBuf::from))
+        .map(|dir| dir.join(LIBRARY))
+        .find(|path| path.exists())
+        .unwrap_or_else(|| PathBuf::from(LIBRARY))
+}
+
 fn attach(ebpf: &mut Ebpf, driver: &DriverConfig) -> Result<(String, Vec<UProbeLink>), String> {
     let [name] = PROGRAMS;
-    let library = driver.libcuda.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_LIBRARY));
+    let library = find_library(driver);
     let program: &mut UProbe = loaded(ebpf, name)?;
     let mut links = Vec::new();
     for &(symbol, call) in CudaCall::SYMBOLS {
