@@ -145,6 +145,13 @@ impl Gpu {
         for member in self.members.values() {
             *footprints.entry(member.job).or_default() += member.footprint();
         }
+        for (client, figures) in &sample.clients {
+            if figures.gpu_faults.is_some_and(|faults| faults > 0)
+                && let Some(member) = self.members.get_mut(client)
+            {
+                member.faulted(at);
+            }
+        }
         let contending = self.members.values().filter(|m| m.recent_demand(at)).map(|m| m.job);
         let mut totals = Totals {
             at,

@@ -87,6 +87,14 @@ impl Member {
         }
     }
 
+    /// The driver saw its kernels fault: it uses the GPU, although its page, written a few times a second at
+    /// most, may not say so yet.
+    pub(crate) fn faulted(&mut self, now: Nanos) {
+        if self.lease.is_open() {
+            self.last_demand = self.last_demand.max(Some(now));
+        }
+    }
+
     pub(crate) fn give_away(&mut self, now: Nanos) {
         self.yielded = Some(now);
         self.set_demand(now, false);
@@ -221,6 +229,18 @@ mod tests {
         assert_eq!(member.state(), ClientState::Parked);
         member.activity(Nanos::millis(1500), &Activity { waiting: 1, ..IDLE });
         assert_eq!(member.state(), ClientState::Waiting);
+    }
+
+    #[test]
+    fn faults_show_demand_before_the_page_does_but_not_through_a_closed_gate() {
+        let mut member = member();
+        member.activity(Nanos::SECOND, &IDLE);
+        assert!(!member.recent_demand(Nanos::SECOND));
+        member.faulted(Nanos::SECOND);
+        assert!(member.recent_demand(Nanos::SECOND));
+        gate(&mut member, Nanos::SECOND);
+        member.faulted(Nanos::seconds(9));
+        assert!(!member.recent_demand(Nanos::seconds(9)));
     }
 
     #[test]
