@@ -6,6 +6,9 @@ checker can look at the driver's counters between two steps:
     fresh GIB          allocate and write GIB of memory never touched before
     push-out           move it all to the host (cuMemPrefetchAsync), as an eviction would
     sweep N            add 1 to every word, N times, each time waiting for the GPU; stamps every sweep
+    sweep-for SECONDS  the same for so long
+    churn-for SECONDS  push-out and sweep in turn, for so long
+    launch N           N tiny kernels; nanoseconds each
     verify             check every word
     quit
 """
@@ -77,6 +80,30 @@ class Worker:
             stamps.append(time.monotonic() * 1e3)
         return {"stamps_ms": stamps}
 
+    def churn_for(self, seconds):
+        """Pushes everything out and faults it back, again and again: what a thrashing program suffers."""
+        stamps = []
+        until = time.monotonic() + float(seconds)
+        while time.monotonic() < until:
+            self.push_out()
+            self.words.add_(1)
+            torch.cuda.synchronize()
+            self.expected += 1
+            stamps.append(time.monotonic() * 1e3)
+        return {"stamps_ms": stamps}
+
+    def launch(self, count):
+        """Tiny launches, as fast as the host can submit them."""
+        one = torch.ones(1, device="cuda")
+        for _ in range(20_000):
+            one.add_(1)
+        torch.cuda.synchronize()
+        begin = time.monotonic_ns()
+        for _ in range(int(count)):
+            one.add_(1)
+        torch.cuda.synchronize()
+        return {"ns_per_launch": round((time.monotonic_ns() - begin) / int(count), 1)}
+
     def verify(self):
         wrong = int((self.words != self.expected).sum().item())
         return {"wrong_words": wrong, "expected": self.expected}
@@ -92,6 +119,8 @@ def main():
         "push-out": worker.push_out,
         "sweep": worker.sweep,
         "sweep-for": worker.sweep_for,
+        "churn-for": worker.churn_for,
+        "launch": worker.launch,
         "verify": worker.verify,
     }
     for line in sys.stdin:

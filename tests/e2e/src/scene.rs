@@ -52,12 +52,19 @@ impl Scene {
             sweep_time: "10ms".to_owned(),
             extra: extra.iter().map(|&arg| arg.to_owned()).collect(),
         };
-        Workload::start(&self.binaries, &self.simulator, Some(self.agent.run_dir()), self.dir.path(), &options)
+        Workload::start(
+            &self.binaries,
+            &self.simulator,
+            Some(self.agent.run_dir()),
+            self.dir.path(),
+            &options,
+        )
     }
 
     /// Starts another agent on the same run directory, after the first has ended.
     pub fn replace_agent(&mut self) -> Result<()> {
-        self.agent = Agent::start(&self.binaries, &self.simulator.agent_config(), &self.dir.path().join("run"))?;
+        self.agent =
+            Agent::start(&self.binaries, &self.simulator.agent_config(), &self.dir.path().join("run"))?;
         Ok(())
     }
 }

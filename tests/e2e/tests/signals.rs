@@ -11,7 +11,9 @@ const PATIENCE: Duration = Duration::from_mins(1);
 fn client<'a>(status: &'a Value, name: &str) -> Result<&'a Value> {
     status["clients"]
         .as_array()
-        .and_then(|clients| clients.iter().find(|client| client["name"].as_str().is_some_and(|n| n.contains(name))))
+        .and_then(|clients| {
+            clients.iter().find(|client| client["name"].as_str().is_some_and(|n| n.contains(name)))
+        })
         .with_context(|| format!("no client {name} in {status}"))
 }
 
