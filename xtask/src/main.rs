@@ -11,7 +11,6 @@ mod ebpf;
 mod run_agent;
 mod setup_ebpf;
 mod test;
-mod vm_test;
 
 use clap::{Parser, Subcommand};
 
@@ -33,7 +32,6 @@ enum Task {
     Test(test::Args),
     Ebpf(ebpf::Args),
     SetupEbpf(setup_ebpf::Args),
-    VmTest(vm_test::Args),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -43,6 +41,5 @@ fn main() -> anyhow::Result<()> {
         Task::Test(args) => test::run(&args),
         Task::Ebpf(args) => ebpf::run(&args),
         Task::SetupEbpf(args) => setup_ebpf::run(&args),
-        Task::VmTest(args) => vm_test::run(&args),
     }
 }
