@@ -106,6 +106,11 @@ impl Agent {
         Ok(mode.to_owned())
     }
 
+    /// Waits until the only GPU runs in `mode`.
+    pub fn wait_for_mode(&self, mode: &str, within: Duration) -> Result<()> {
+        wait_until(&format!("the plan to be {mode}"), within, || Ok((self.mode()? == mode).then_some(())))
+    }
+
     /// Follows the plan changes from here on.
     pub fn events(&self) -> Result<Events> {
         let mut command = Command::new(&self.ctl);

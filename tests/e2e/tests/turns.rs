@@ -43,9 +43,8 @@ fn an_order_makes_programs_that_fit_take_turns_and_loses_nothing() -> Result<()>
     sweeps(&b, 20)?;
     assert_eq!(scene.agent.mode()?, "shared");
 
-    let events = scene.agent.events()?;
     assert!(scene.agent.ctl(&["set", "mode", "exclusive"])?.status.success());
-    events.wait_for_mode("exclusive", PATIENCE)?;
+    scene.agent.wait_for_mode("exclusive", PATIENCE)?;
     // Both have had a few turns when both have done this many more sweeps.
     let (done_a, done_b) = (a.stamps()?.len(), b.stamps()?.len());
     sweeps(&a, done_a + 60)?;
@@ -59,7 +58,7 @@ fn an_order_makes_programs_that_fit_take_turns_and_loses_nothing() -> Result<()>
     assert!(runs.len() * 5 < longest_foreign, "programs ran side by side: {runs:?}");
 
     assert!(scene.agent.ctl(&["set", "mode", "auto"])?.status.success());
-    events.wait_for_mode("shared", PATIENCE)?;
+    scene.agent.wait_for_mode("shared", PATIENCE)?;
     a.finish(PATIENCE)?;
     b.finish(PATIENCE)?;
     Ok(())
@@ -70,9 +69,8 @@ fn an_agent_killed_mid_slice_leaves_its_programs_running_to_the_right_result() -
     let mut scene = Scene::open(&SimulatorOptions::default())?;
     let mut a = scene.sweep("a", "128MiB", "2s", &[])?;
     let mut b = scene.sweep("b", "128MiB", "2s", &[])?;
-    let events = scene.agent.events()?;
     assert!(scene.agent.ctl(&["set", "mode", "exclusive"])?.status.success());
-    events.wait_for_mode("exclusive", PATIENCE)?;
+    scene.agent.wait_for_mode("exclusive", PATIENCE)?;
     sweeps(&a, 10)?;
 
     scene.agent.process().signal(libc::SIGKILL);
