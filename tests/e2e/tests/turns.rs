@@ -67,8 +67,8 @@ fn an_order_makes_programs_that_fit_take_turns_and_loses_nothing() -> Result<()>
 #[test]
 fn an_agent_killed_mid_slice_leaves_its_programs_running_to_the_right_result() -> Result<()> {
     let mut scene = Scene::open(&SimulatorOptions::default())?;
-    let mut a = scene.sweep("a", "128MiB", "2s", &[])?;
-    let mut b = scene.sweep("b", "128MiB", "2s", &[])?;
+    let mut a = scene.sweep("a", "128MiB", "8s", &[])?;
+    let mut b = scene.sweep("b", "128MiB", "8s", &[])?;
     assert!(scene.agent.ctl(&["set", "mode", "exclusive"])?.status.success());
     scene.agent.wait_for_mode("exclusive", PATIENCE)?;
     sweeps(&a, 10)?;
