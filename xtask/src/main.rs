@@ -11,6 +11,7 @@ mod ebpf;
 mod run_agent;
 mod setup_ebpf;
 mod test;
+mod vm_test;
 
 use clap::{Parser, Subcommand};
 
@@ -32,6 +33,7 @@ enum Task {
     Test(test::Args),
     Ebpf(ebpf::Args),
     SetupEbpf(setup_ebpf::Args),
+    VmTest(vm_test::Args),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -41,5 +43,6 @@ fn main() -> anyhow::Result<()> {
         Task::Test(args) => test::run(&args),
         Task::Ebpf(args) => ebpf::run(&args),
         Task::SetupEbpf(args) => setup_ebpf::run(&args),
+        Task::VmTest(args) => vm_test::run(&args),
     }
 }
