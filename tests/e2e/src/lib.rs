@@ -6,13 +6,16 @@
 
 pub mod agent;
 pub mod binaries;
+pub mod cuda;
 pub mod process;
+pub mod program;
 pub mod scene;
 pub mod simulator;
 pub mod workload;
 
 pub use agent::Agent;
 pub use binaries::Binaries;
+pub use cuda::Cuda;
 pub use process::{monotonic_ms, wait_until};
 pub use scene::Scene;
 pub use simulator::{Simulator, SimulatorOptions};

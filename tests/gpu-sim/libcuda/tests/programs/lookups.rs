@@ -2,7 +2,11 @@
 
 use std::ptr;
 
-use crate::support::{Cuda, call};
+use nvshare_tests::{call, cuda::Cuda, program::built};
+
+fn driver() -> Cuda {
+    Cuda::load_from(&built().join("libcuda.so"))
+}
 
 /// (name, version, flags) of every look-up in the fixture.
 fn rows() -> Vec<(String, i32, u64)> {
@@ -21,7 +25,7 @@ fn rows() -> Vec<(String, i32, u64)> {
 
 #[test]
 fn every_symbol_that_a_runtime_asks_for_resolves() {
-    let cuda = Cuda::load();
+    let cuda = driver();
     for (name, version, flags) in rows() {
         let (code, function, status) = cuda.query(&name, version, flags);
         // Two probes of the runtimes name nothing: the empty name, and a suffixed one.
@@ -33,7 +37,7 @@ fn every_symbol_that_a_runtime_asks_for_resolves() {
 
 #[test]
 fn a_look_up_gives_the_newest_abi_that_is_not_newer_than_asked() {
-    let cuda = Cuda::load();
+    let cuda = driver();
     for (name, version, flags, exported) in [
         ("cuMemAlloc", 2000, 0, "cuMemAlloc"),
         ("cuMemAlloc", 3020, 0, "cuMemAlloc_v2"),
@@ -60,7 +64,7 @@ fn a_look_up_gives_the_newest_abi_that_is_not_newer_than_asked() {
 
 #[test]
 fn a_look_up_that_fails_says_why() {
-    let cuda = Cuda::load();
+    let cuda = driver();
     assert_eq!(cuda.query("cuNoSuchThing", 13000, 0), (0, ptr::null_mut(), 1));
     assert_eq!(cuda.query("cuMemAlloc_v2", 13000, 0), (0, ptr::null_mut(), 1));
     assert_eq!(cuda.query("cuMemPrefetchAsync", 7000, 0), (0, ptr::null_mut(), 2));
@@ -71,7 +75,7 @@ fn a_look_up_that_fails_says_why() {
 
 #[test]
 fn the_status_pointer_may_be_null_and_the_older_function_does_not_have_it() {
-    let cuda = Cuda::load();
+    let cuda = driver();
     let mut function = ptr::null_mut();
     let code = call!(cuda, "cuGetProcAddress" 12000,
         c"cuInit".as_ptr() => *const i8, &raw mut function => *mut *mut std::ffi::c_void, 12000 => i32, 0 => u64,
@@ -87,6 +91,6 @@ fn the_status_pointer_may_be_null_and_the_older_function_does_not_have_it() {
 
 #[test]
 fn a_name_without_an_implementation_says_that_it_is_not_supported() {
-    let cuda = Cuda::load();
+    let cuda = driver();
     assert_eq!(call!(cuda, "cuImportExternalMemory" 10000, 0 => usize, 0 => usize), 801);
 }

@@ -3,11 +3,14 @@
 
 mod lookups;
 mod runtime;
-mod support;
 
 use std::{ffi::c_void, io::Read as _, process::Stdio};
 
-use support::{Cuda, body, call, moved, program, role};
+use nvshare_tests::{
+    call,
+    cuda::Cuda,
+    program::{Host, moved, passed, program, role},
+};
 
 const MIB: usize = 1 << 20;
 
@@ -189,9 +192,10 @@ fn two_processes_share_one_card() {
         let mine = cuda.allocate(160 * MIB);
         assert_eq!(cuda.launch("fill", 0, &[mine, 1024, 3]), 0);
         assert_eq!(cuda.synchronize(0), 0);
-        let dir = std::env::var_os("NVSHARE_SIM_DIR").unwrap();
-        let output = body(TEST, "second", dir.as_ref()).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        // The same program in its second role, on the same host.
+        let mut second = std::process::Command::new(std::env::current_exe().unwrap());
+        second.args([TEST, "--exact", "--nocapture", "--test-threads=1"]).env("NVSHARE_TEST_ROLE", "second");
+        passed(&second.output().unwrap());
         assert_eq!(cuda.read(mine, 1024), [3; 1024]);
     });
 }
@@ -229,8 +233,10 @@ fn without_a_simulator_there_is_no_device_and_one_line_says_how_to_start_one() {
         assert_eq!(call!(cuda, "cuInit" 2000, 0 => u32), 100);
         return;
     }
-    let nowhere = tempfile::tempdir().unwrap();
-    let mut child = body(TEST, "main", nowhere.path()).stderr(Stdio::piped()).spawn().unwrap();
+    let host = Host::new("256MiB");
+    let mut command = host.program(TEST, "main");
+    command.env("NVSHARE_SIM_DIR", host.home().join("nowhere"));
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
     let mut said = String::new();
     child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
     assert!(child.wait().unwrap().success(), "{said}");

@@ -9,7 +9,10 @@ use std::{
     process::Command,
 };
 
-use crate::support::{Simulator, body, library, require_all, role};
+use nvshare_tests::{
+    everything_required,
+    program::{Host, passed, role},
+};
 
 /// The runtime's library, fetched from the Python package index; `None` if that is not possible here.
 fn fetch(package: &str, into: &Path) -> Option<PathBuf> {
@@ -62,23 +65,18 @@ fn runtime_reaches_the_driver(test: &str, package: &str) {
     }
     let home = tempfile::tempdir().unwrap();
     let Some(runtime) = fetch(package, home.path()) else {
-        assert!(!require_all(), "NVSHARE_REQUIRE_ALL=1: {package} is needed");
+        assert!(!everything_required(), "NVSHARE_REQUIRE_ALL=1: {package} is needed");
         eprintln!("SKIPPED {test}: {package} cannot be fetched");
         return;
     };
-    // The runtime opens `libcuda.so.1` by name.
-    let lib = home.path().join("driver");
-    std::fs::create_dir(&lib).unwrap();
-    std::fs::copy(library(), lib.join("libcuda.so.1")).unwrap();
-    let simulator = Simulator::start("256MiB");
-    let output = body(test, "main", &simulator.dir)
-        .env("LD_LIBRARY_PATH", &lib)
+    let host = Host::new("256MiB");
+    let output = host
+        .program(test, "main")
         .env("NVSHARE_SIM_LOG", "2")
         .env("NVSHARE_TEST_CUDART", runtime)
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{}{said}", String::from_utf8_lossy(&output.stdout));
+    let said = passed(&output);
     let calls = |line: &str| said.lines().filter(|said| said.ends_with(line)).count();
     assert!(calls("cuGetProcAddress_v2 = 0") > 380, "{} look-ups answered", calls("cuGetProcAddress_v2 = 0"));
     assert_eq!(calls("cuInit = 0"), 1, "{said}");

@@ -1,0 +1,150 @@
+//! A test whose body is a program: it runs in a process of its own, before a simulated GPU of its own, and, if
+//! the test wants that, under the shim.
+//!
+//! The program is the test's own executable, started again with the name of the test and a role. Where there
+//! is a role, the body runs; where there is none, the test starts the processes.
+#![expect(clippy::expect_used, reason = "what fails here fails the test")]
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    sync::OnceLock,
+};
+
+use crate::{Binaries, Cuda, Simulator, SimulatorOptions};
+
+/// Set in processes that run a body: its role.
+const ROLE: &str = "NVSHARE_TEST_ROLE";
+
+/// The role of this process if it runs a body.
+pub fn role() -> Option<String> {
+    std::env::var(ROLE).ok()
+}
+
+/// What programs need, built from the sources as they are now.
+///
+/// # Panics
+/// If it does not build.
+pub fn built() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let status = Command::new(env!("CARGO"))
+            .args(["build", "--quiet", "--package=nvshare-gpu-sim", "--package=nvshare-gpu-sim-libcuda"])
+            .args(["--package=nvshare-gpu-sim-libnvml", "--package=nvshare-shim"])
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .status();
+        assert!(status.is_ok_and(|status| status.success()), "the simulated GPU or the shim does not build");
+        profile_dir()
+    })
+}
+
+/// A simulated host for one test.
+#[derive(Debug)]
+pub struct Host {
+    simulator: Simulator,
+    home: tempfile::TempDir,
+}
+
+impl Host {
+    /// A host with one GPU of this much memory, as the simulator's command line takes it.
+    pub fn new(memory: &str) -> Self {
+        Self::with(&SimulatorOptions { memory: memory.to_owned(), ..SimulatorOptions::default() })
+    }
+
+    /// A host as described.
+    ///
+    /// # Panics
+    /// If the simulator does not start.
+    pub fn with(options: &SimulatorOptions) -> Self {
+        let home = tempfile::tempdir().expect("a temporary directory");
+        let simulator = Simulator::start(&Binaries::unchecked(built()), &home.path().join("sim"), options);
+        Self { simulator: simulator.expect("a simulated GPU"), home }
+    }
+
+    /// The simulated GPU.
+    pub fn simulator(&self) -> &Simulator {
+        &self.simulator
+    }
+
+    /// A directory that goes with the host.
+    pub fn home(&self) -> &Path {
+        self.home.path()
+    }
+
+    /// A command that runs the body of `test` in `role` on this host.
+    pub fn program(&self, test: &str, role: &str) -> Command {
+        let mut command = Command::new(std::env::current_exe().unwrap_or_default());
+        command
+            .args([test, "--exact", "--nocapture", "--test-threads=1"])
+            .env(ROLE, role)
+            .envs(self.simulator.environment());
+        command
+    }
+
+    /// The same under the shim, with an agent in `run_dir`, or with none if nobody is there.
+    pub fn shimmed(&self, test: &str, role: &str, run_dir: &Path) -> Command {
+        let mut command = self.program(test, role);
+        command.env("LD_PRELOAD", built().join("libnvshare.so")).env("NVSHARE_RUN_DIR", run_dir);
+        command
+    }
+}
+
+/// What the program wrote to its standard error.
+///
+/// # Panics
+/// If it failed, or ran no body.
+pub fn passed(output: &Output) -> String {
+    let (said, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{}\n{said}{errors}", output.status);
+    assert!(said.contains("1 passed"), "the body did not run: {said}");
+    errors.into_owned()
+}
+
+/// Runs `run` as a program without the shim.
+///
+/// # Panics
+/// If the program fails.
+pub fn program(test: &str, run: impl FnOnce(&Cuda)) {
+    if role().is_some() {
+        return run(&Cuda::open());
+    }
+    let host = Host::new("256MiB");
+    passed(&host.program(test, "main").output().expect("the program starts"));
+}
+
+/// Runs `run` as a program under the shim, without an agent and with these variables set; what it wrote to its
+/// standard error.
+///
+/// # Panics
+/// If the program fails.
+pub fn shimmed_program(test: &str, variables: &[(&str, &str)], run: impl FnOnce(&Cuda)) -> String {
+    if role().is_some() {
+        run(&Cuda::open());
+        return String::new();
+    }
+    let host = Host::new("256MiB");
+    let mut command = host.shimmed(test, "main", &host.home().join("nobody"));
+    passed(&command.envs(variables.iter().copied()).output().expect("the program starts"))
+}
+
+/// (in, out): bytes of managed memory that the simulator has moved for this process.
+///
+/// # Panics
+/// If the simulator does not say.
+pub fn moved() -> (u64, u64) {
+    let dir = std::env::var_os("NVSHARE_SIM_DIR").expect("a program's own simulator");
+    let mut command = Command::new(profile_dir().join("nvshare-gpu-sim"));
+    command.args(["stats", "--json", "--dir"]).arg(dir).env_remove("LD_PRELOAD");
+    let output = command.output().expect("the simulator answers");
+    let stats: serde_json::Value = serde_json::from_slice(&output.stdout).expect("figures in JSON");
+    let clients = stats["gpus"][0]["clients"].as_array().expect("a list of clients");
+    let own = clients.iter().find(|client| client["pid"] == std::process::id()).expect("this process");
+    let figure = |name: &str| own[name].as_u64().expect("a number");
+    (figure("bytes_in"), figure("bytes_out"))
+}
+
+/// The output folder of this test's cargo profile. A body uses what whoever started it has built.
+fn profile_dir() -> PathBuf {
+    let test = std::env::current_exe().unwrap_or_default();
+    test.ancestors().nth(2).unwrap_or(Path::new("")).to_owned()
+}
