@@ -65,6 +65,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         run_command(&mut command)
     })?;
     if !args.quick {
+        steps.step("kprobes in a virtual machine", || crate::vm_test::run(&crate::vm_test::Args {}))?;
         steps.step("demo", || crate::demo::run(&crate::demo::Args { json: true }))?;
     }
     steps.report();

@@ -129,8 +129,12 @@ impl ScriptedClient {
         client
     }
 
+    /// Sends a message. The agent may have ended the session meanwhile: the next `receive` says so.
     pub(crate) fn say(&self, message: &ClientMessage) {
-        (&self.stream).write_all(message.encode().as_bytes()).unwrap();
+        match (&self.stream).write_all(message.encode().as_bytes()) {
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
+            sent => sent.unwrap(),
+        }
     }
 
     pub(crate) fn stream(&self) -> &UnixStream {
