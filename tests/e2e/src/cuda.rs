@@ -1,5 +1,5 @@
 //! The driver as a test's program sees it: every call through a look-up, with the types of `cuda.h`.
-#![expect(clippy::missing_panics_doc, reason = "a failed call is a failed test")]
+#![expect(clippy::missing_panics_doc, clippy::unwrap_used, reason = "what fails here fails the test")]
 
 use std::{
     ffi::{CStr, CString, c_void},
@@ -22,6 +22,7 @@ pub struct Cuda {
 macro_rules! call {
     ($cuda:expr, $name:literal $version:literal, $($argument:expr => $type:ty),* $(,)?) => {{
         let function = $cuda.look_up($name, $version, 0);
+        #[allow(clippy::macro_metavars_in_unsafe, reason = "the call is the point; its arguments are values")]
         // SAFETY: the types are those of cuda.h for this name at this version.
         unsafe {
             let function: unsafe extern "C" fn($($type),*) -> u32 = std::mem::transmute(function);
