@@ -14,7 +14,7 @@ pub(crate) struct Config {
     pub(crate) run_dir: PathBuf,
     /// `NVSHARE_LOG`.
     pub(crate) level: Level,
-    /// `NVSHARE_MANAGED_MIN_BYTES`: smaller blocks stay plain device memory.
+    /// `NVSHARE_MANAGED_MIN_BYTES`: smaller blocks stay plain device memory; `u64::MAX` is all of them.
     pub(crate) managed_min: u64,
     /// `NVSHARE_MEMORY_LIMIT`: bytes this process may hold on each device; `None` is the whole device.
     pub(crate) memory_limit: Option<u64>,
@@ -26,9 +26,15 @@ pub(crate) struct Config {
     pub(crate) priority: i32,
 }
 
-/// The unit in which UVM moves memory. A smaller block shares its 2 MiB with others and cannot be evicted
-/// for itself, while plain device memory keeps CUDA IPC working for it.
-const MANAGED_MIN: u64 = 2 << 20;
+/// Blocks above 2 MiB, the unit in which UVM moves memory. A smaller one cannot be evicted for itself; and
+/// PyTorch keeps its small tensors in blocks of just 2 MiB, which plain device memory can share with
+/// other processes (CUDA IPC).
+const MANAGED_MIN: u64 = (2 << 20) + 1;
+
+/// What launchers of several ranks tell each of them: how many there are. Ranks share GPU memory with each other (CUDA IPC
+/// under MPI and older NCCL, network cards that read GPU memory), which managed memory cannot be.
+const RANKS: [&str; 5] =
+    ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"];
 
 impl Default for Config {
     fn default() -> Self {
@@ -88,8 +94,11 @@ impl Config {
             };
             Some(())
         });
-        value("NVSHARE_MANAGED_MIN_BYTES", "bytes, such as 2097152 or \"2 MiB\"", &mut |text| {
-            bytes(text).map(|bytes| config.managed_min = bytes.max(1))
+        let mut chosen = false;
+        value("NVSHARE_MANAGED_MIN_BYTES", "bytes, such as 2097152 or \"2 MiB\", or never", &mut |text| {
+            let least = if text == "never" { Some(u64::MAX) } else { bytes(text) };
+            chosen = least.is_some();
+            least.map(|bytes| config.managed_min = bytes.max(1))
         });
         value("NVSHARE_MEMORY_LIMIT", "bytes above 0, such as \"8 GiB\"", &mut |text| {
             bytes(text).filter(|&bytes| bytes > 0).map(|bytes| config.memory_limit = Some(bytes))
@@ -112,6 +121,10 @@ impl Config {
                 text.parse().ok().filter(|&priority| priority <= 0).map(|priority| config.priority = priority)
             },
         );
+        let ranks = RANKS.iter().filter_map(|name| lookup(name)?.to_str()?.trim().parse::<u32>().ok()).max();
+        if !chosen && ranks.is_some_and(|ranks| ranks > 1) {
+            config.managed_min = u64::MAX;
+        }
         if let Some(dir) = lookup("NVSHARE_RUN_DIR").filter(|dir| !dir.is_empty()) {
             config.run_dir = dir.into();
         }
@@ -162,6 +175,20 @@ mod tests {
     fn an_empty_environment_gives_the_defaults_without_complaint() {
         assert_eq!(read(&[]), (Config::default(), vec![]));
         assert_eq!(read(&[("NVSHARE_MEMORY_LIMIT", "")]), (Config::default(), vec![]));
+    }
+
+    #[test]
+    fn the_memory_of_a_rank_stays_on_the_device_unless_the_user_says_otherwise() {
+        let least = |pairs: &[(&str, &str)]| {
+            let (config, complaints) = read(pairs);
+            assert_eq!(complaints, Vec::<String>::new());
+            config.managed_min
+        };
+        assert_eq!(least(&[("WORLD_SIZE", "8")]), u64::MAX);
+        assert_eq!(least(&[("OMPI_COMM_WORLD_SIZE", "2")]), u64::MAX);
+        assert_eq!(least(&[("WORLD_SIZE", "1"), ("PMI_SIZE", "many")]), MANAGED_MIN);
+        assert_eq!(least(&[("WORLD_SIZE", "8"), ("NVSHARE_MANAGED_MIN_BYTES", "4MiB")]), 4 << 20);
+        assert_eq!(least(&[("NVSHARE_MANAGED_MIN_BYTES", "never")]), u64::MAX);
     }
 
     #[test]

@@ -34,6 +34,8 @@ pub(crate) struct Context {
     pub(crate) handle: usize,
     /// How often the program retained it; `None` for a context that it created.
     retained: Option<u32>,
+    /// A stream of ours in it; 0 until one is needed. It goes with the context.
+    stream: usize,
 }
 
 /// The GPUs in use. Slots are taken in order and never given back.
@@ -115,7 +117,7 @@ impl Device {
 
     /// The program created a context.
     pub(crate) fn created(&self, context: Ptr) {
-        lock(&self.contexts).push(Context { handle: context as usize, retained: None });
+        lock(&self.contexts).push(Context { handle: context as usize, retained: None, stream: 0 });
     }
 
     /// The program retained the primary context.
@@ -124,7 +126,7 @@ impl Device {
         let handle = context as usize;
         match contexts.iter_mut().find(|known| known.handle == handle) {
             Some(known) => known.retained = known.retained.map(|times| times.saturating_add(1)),
-            None => contexts.push(Context { handle, retained: Some(1) }),
+            None => contexts.push(Context { handle, retained: Some(1), stream: 0 }),
         }
     }
 
@@ -156,6 +158,16 @@ impl Device {
         let guard = lock(&self.draining);
         lock(&self.contexts).retain_mut(|context| !goes(context));
         guard
+    }
+
+    /// Our own stream in a context of this GPU that is the calling thread's current one.
+    pub(crate) fn own_stream(&self, context: Ptr) -> Option<Ptr> {
+        let mut contexts = lock(&self.contexts);
+        let known = contexts.iter_mut().find(|known| known.handle == context as usize)?;
+        if known.stream == 0 {
+            known.stream = driver::make_stream().ok()? as usize;
+        }
+        Some(known.stream as Ptr)
     }
 
     /// Whether this context is one of this GPU's.

@@ -3,12 +3,14 @@
 use std::{
     ffi::{c_int, c_uint, c_void},
     mem::transmute,
+    ptr,
 };
 
 use crate::{
     abi::{
-        ATTACH_GLOBAL, CAPTURE_RELAXED, CUdevice, CUdeviceptr, CUresult, Flavour, MEMORY_HOST, NO_DRIVER,
-        NOT_CAPTURING, POINTER_MEMORY_TYPE, Ptr, SUCCESS,
+        ATTACH_GLOBAL, CAPTURE_RELAXED, CUdevice, CUdeviceptr, CUmemPoolProps, CUresult, Flavour,
+        GRAPH_MEMORY_RESERVED, INVALID_CONTEXT, MEMORY_HOST, NO_DRIVER, NOT_CAPTURING, POINTER_IS_MANAGED,
+        POINTER_MEMORY_TYPE, Ptr, STREAM_NON_BLOCKING, SUCCESS,
     },
     table::Real,
 };
@@ -61,6 +63,66 @@ pub(crate) fn allocate_managed(size: usize) -> Outcome<CUdeviceptr> {
         .map(|()| address)
 }
 
+/// The calling thread's current context; an error if there is none.
+pub(crate) fn current_context() -> Outcome<Ptr> {
+    let mut context: Ptr = ptr::null_mut();
+    call!(c"cuCtxGetCurrent"(&raw mut context): fn(*mut Ptr))?;
+    if context.is_null() { Err(INVALID_CONTEXT) } else { Ok(context) }
+}
+
+/// Free and total bytes of the current device, as the driver counts them.
+pub(crate) fn memory_information() -> Outcome<(u64, u64)> {
+    let (mut free, mut total) = (0usize, 0usize);
+    call!(c"cuMemGetInfo_v2"(&raw mut free, &raw mut total): fn(*mut usize, *mut usize))
+        .map(|()| (free as u64, total as u64))
+}
+
+/// Makes a stream in the current context that orders itself by no other.
+pub(crate) fn make_stream() -> Outcome<Ptr> {
+    let mut stream: Ptr = ptr::null_mut();
+    call!(c"cuStreamCreate"(&raw mut stream, STREAM_NON_BLOCKING): fn(*mut Ptr, c_uint)).map(|()| stream)
+}
+
+/// Moves or populates managed memory on a device.
+pub(crate) fn prefetch_to(device: CUdevice, address: CUdeviceptr, bytes: usize, stream: Ptr) -> Outcome {
+    call!(c"cuMemPrefetchAsync"(address, bytes, device, stream): fn(CUdeviceptr, usize, CUdevice, Ptr))
+}
+
+/// Makes a memory pool.
+pub(crate) fn make_pool(properties: &CUmemPoolProps) -> Outcome<Ptr> {
+    let mut pool: Ptr = ptr::null_mut();
+    call!(c"cuMemPoolCreate"(&raw mut pool, ptr::from_ref(properties)): fn(*mut Ptr, *const CUmemPoolProps))
+        .map(|()| pool)
+}
+
+/// Allocates from a pool in stream order.
+pub(crate) fn allocate_from(pool: Ptr, bytes: usize, stream: Ptr, flavour: Flavour) -> Outcome<CUdeviceptr> {
+    let mut address = 0;
+    match flavour {
+        Flavour::Legacy => call!(c"cuMemAllocFromPoolAsync"(&raw mut address, bytes, pool, stream):
+            fn(*mut CUdeviceptr, usize, Ptr, Ptr)),
+        Flavour::PerThread => call!(c"cuMemAllocFromPoolAsync_ptsz"(&raw mut address, bytes, pool, stream):
+            fn(*mut CUdeviceptr, usize, Ptr, Ptr)),
+    }
+    .map(|()| address)
+}
+
+/// Bytes that the memory nodes of graphs hold on a device.
+pub(crate) fn graph_memory(device: CUdevice) -> Outcome<u64> {
+    let mut bytes = 0u64;
+    call!(c"cuDeviceGetGraphMemAttribute"(device, GRAPH_MEMORY_RESERVED, &raw mut bytes):
+        fn(CUdevice, c_int, *mut u64))
+    .map(|()| bytes)
+}
+
+/// Whether an address is managed memory.
+pub(crate) fn is_managed(address: CUdeviceptr) -> Outcome<bool> {
+    let mut managed: c_uint = 0;
+    call!(c"cuPointerGetAttribute"((&raw mut managed).cast(), POINTER_IS_MANAGED, address):
+        fn(*mut c_void, c_int, CUdeviceptr))
+    .map(|()| managed != 0)
+}
+
 /// Whether a stream is being captured. An error counts as yes: the driver gives one for the legacy stream
 /// while another capture forbids its use.
 pub(crate) fn is_capturing(stream: Ptr, flavour: Flavour) -> bool {
@@ -89,12 +151,9 @@ pub(crate) fn is_host_memory(address: CUdeviceptr) -> bool {
     let mut kind: c_uint = 0;
     let known = call!(c"cuPointerGetAttribute"((&raw mut kind).cast(), POINTER_MEMORY_TYPE, address):
         fn(*mut c_void, c_int, CUdeviceptr));
-    let mut managed = 0u8;
-    // `CU_POINTER_ATTRIBUTE_IS_MANAGED`: managed memory is never plain host memory, wherever it lies.
-    let asked = call!(c"cuPointerGetAttribute"((&raw mut managed).cast(), 8, address):
-        fn(*mut c_void, c_int, CUdeviceptr));
     match known {
-        Ok(()) => kind == MEMORY_HOST && asked.is_ok() && managed == 0,
+        // Managed memory is never plain host memory, wherever it lies.
+        Ok(()) => kind == MEMORY_HOST && is_managed(address) == Ok(false),
         // The driver does not know addresses that it never gave out.
         Err(code) => code == crate::abi::INVALID_VALUE,
     }
@@ -113,7 +172,7 @@ pub(crate) fn primary_is_active(device: CUdevice) -> bool {
 pub(crate) fn synchronise(context: Ptr) -> Outcome {
     call!(c"cuCtxPushCurrent_v2"(context): fn(Ptr))?;
     let outcome = call!(c"cuCtxSynchronize"(): fn());
-    let mut popped: Ptr = std::ptr::null_mut();
+    let mut popped: Ptr = ptr::null_mut();
     call!(c"cuCtxPopCurrent_v2"(&raw mut popped): fn(*mut Ptr))?;
     outcome
 }

@@ -100,6 +100,11 @@ impl Inside {
     fn counted(record: &'static Record, slot: usize) -> Self {
         let calls = &record.slots[slot].calls;
         calls.store(calls.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+        Self::uncounted_call(record, slot)
+    }
+
+    /// Inside, with a call that is not the program's own.
+    fn uncounted_call(record: &'static Record, slot: usize) -> Self {
         Self { counted: Some((record, slot)), not_send: PhantomData }
     }
 
@@ -131,6 +136,20 @@ pub(crate) fn enter(work: Work) -> Inside {
     }
     inside.store(before, Ordering::Release);
     enter_slowly(record, work)
+}
+
+/// Passes the gate of a GPU if it is open; for work of our own, which can as well not be done.
+pub(crate) fn enter_if_open(slot: usize) -> Option<Inside> {
+    let record = thread::record()?;
+    let inside = &record.slots[slot].inside;
+    let before = inside.load(Ordering::Relaxed);
+    inside.store(before + 1, Ordering::Relaxed);
+    fence(Ordering::SeqCst);
+    if before > 0 || !is_closed(slot) {
+        return Some(Inside::uncounted_call(record, slot));
+    }
+    inside.store(before, Ordering::Release);
+    None
 }
 
 #[cold]

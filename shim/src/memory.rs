@@ -7,21 +7,31 @@
 //! **Invariants.** Sums are exact: a reservation ends as an entry of the map or is given back. The cost of an
 //! allocation does not depend on how many blocks there are. A block that we do not know is the driver's business.
 
+mod array;
 mod blocks;
 mod host;
+mod physical;
+mod pools;
+mod populate;
 mod usage;
 
+pub(crate) use array::{bytes_of_array, bytes_of_mipmaps};
 use blocks::Blocks;
 pub(crate) use blocks::{Block, Kind};
+use physical::{Gone, Physical};
+use pools::Pools;
+pub(crate) use pools::managed_twin;
 pub(crate) use usage::{Room, Usage};
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use nvshare_wire::page::SLOTS;
 
 use crate::{
-    abi::{CUdeviceptr, CUresult, SUCCESS},
-    config, driver, gate, state,
+    abi::{CUdevice, CUdeviceptr, CUresult, SUCCESS},
+    config, driver, gate,
+    log::warning,
+    state,
 };
 
 /// Memory held by this process.
@@ -30,12 +40,20 @@ pub(crate) struct Memory {
     usage: [Usage; SLOTS],
     /// Blocks by address.
     pub(crate) addresses: Blocks,
-    /// Physical memory of `cuMemCreate`, by handle: handles and addresses may have the same values.
-    pub(crate) handles: Blocks,
+    /// Arrays by handle.
+    pub(crate) arrays: Blocks,
+    /// Physical memory of `cuMemCreate`.
+    pub(crate) physical: Physical,
+    /// Pools of managed memory.
+    pub(crate) pools: Pools,
     /// Pinned host memory by address.
     pub(crate) pinned: Blocks,
     pinned_bytes: AtomicU64,
     host: host::Budget,
+    /// The program shares device memory with other processes.
+    is_shared: AtomicBool,
+    /// The program has graphs that allocate.
+    has_allocating_graphs: AtomicBool,
 }
 
 /// What to do with an allocation.
@@ -51,6 +69,16 @@ pub(crate) enum Plan {
     Refuse,
 }
 
+impl Plan {
+    /// The slot of the GPU for which bytes are reserved.
+    pub(crate) fn slot(&self) -> Option<usize> {
+        match self {
+            Self::Managed(reserved) | Self::Original(reserved, _) => Some(reserved.slot),
+            Self::Unknown(_) | Self::Refuse => None,
+        }
+    }
+}
+
 /// Why an allocation is left as the program asked for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reason {
@@ -62,10 +90,14 @@ pub(crate) enum Reason {
     Small,
     /// A stream capture is open.
     Capturing,
+    /// The program shares memory with other processes, which managed memory cannot be.
+    Shared,
     /// The host could not take in what this process would then be able to spill.
     HostMemory,
     /// This kind of allocation has no managed counterpart.
     Kind,
+    /// The driver made no managed memory.
+    Driver,
 }
 
 /// Bytes that are counted but not yet a block; dropping gives them back.
@@ -83,12 +115,18 @@ impl Drop for Reserved {
 }
 
 impl Reserved {
-    /// The reservation becomes a block.
-    pub(crate) fn keep(self, blocks: &Blocks, key: u64, kind: Kind) {
+    /// The reservation is memory now; whoever calls this remembers it.
+    fn becomes(self, kind: Kind) -> (usize, u64) {
         let (slot, bytes) = (self.slot, self.bytes);
         std::mem::forget(self);
+        state::get().memory.usage[slot].became(kind, bytes);
+        (slot, bytes)
+    }
+
+    /// The reservation becomes a block.
+    pub(crate) fn keep(self, blocks: &Blocks, key: u64, kind: Kind) {
+        let (slot, bytes) = self.becomes(kind);
         let memory = &state::get().memory;
-        memory.usage[slot].became(kind, bytes);
         // The driver has given this address to a new block, so one that we still know there is gone.
         if let Some(stale) = blocks.insert(key, Block { bytes, slot, kind }) {
             memory.usage[stale.slot].freed(stale.kind, stale.bytes);
@@ -103,15 +141,30 @@ impl Memory {
             Ok(reserved) => reserved,
             Err(plan) => return plan,
         };
-        if bytes < config::get().managed_min {
-            Plan::Original(reserved, Reason::Small)
-        } else if state::get().captures.any() {
-            Plan::Original(reserved, Reason::Capturing)
-        } else if !self.host.has_room(self.managed_bytes().saturating_add(bytes)) {
-            Plan::Original(reserved, Reason::HostMemory)
-        } else {
-            Plan::Managed(reserved)
+        match self.against_managed(bytes) {
+            Some(reason) => Plan::Original(reserved, reason),
+            None => Plan::Managed(reserved),
         }
+    }
+
+    /// Why a block of this size should not be managed memory now.
+    fn against_managed(&self, bytes: u64) -> Option<Reason> {
+        if bytes < config::get().managed_min {
+            Some(Reason::Small)
+        } else if state::get().captures.any() {
+            Some(Reason::Capturing)
+        } else if self.is_shared() {
+            Some(Reason::Shared)
+        } else if !self.host_takes(bytes) {
+            Some(Reason::HostMemory)
+        } else {
+            None
+        }
+    }
+
+    /// Whether the host could take in `bytes` more of managed memory.
+    pub(crate) fn host_takes(&self, bytes: u64) -> bool {
+        self.host.has_room(self.managed_bytes().saturating_add(bytes))
     }
 
     /// Decides about an allocation that keeps its kind.
@@ -144,7 +197,8 @@ impl Memory {
             return Err(Plan::Unknown(Reason::NoDevice));
         };
         state.session.start();
-        if self.usage[slot].reserve(bytes, Room::of(device.total, config::get())) {
+        let graphs = self.graph_bytes(device.ordinal);
+        if self.usage[slot].reserve(bytes, graphs, Room::of(device.total, config::get())) {
             Ok(Reserved { slot, bytes })
         } else {
             Err(Plan::Refuse)
@@ -168,6 +222,70 @@ impl Memory {
         } else {
             blocks.insert(key, block);
         }
+    }
+
+    /// Settles what has become of physical memory.
+    fn freed(&self, gone: impl IntoIterator<Item = Gone>) {
+        for (slot, bytes) in gone {
+            self.usage[slot].freed(Kind::Device, bytes);
+        }
+    }
+
+    /// The driver made physical memory.
+    pub(crate) fn physical_made(&self, reserved: Reserved, handle: u64) {
+        let (slot, bytes) = reserved.becomes(Kind::Device);
+        self.freed(self.physical.made(handle, slot, bytes));
+    }
+
+    /// The program released a handle of physical memory.
+    pub(crate) fn physical_released(&self, handle: u64) {
+        self.freed(self.physical.released(handle));
+    }
+
+    /// The program unmapped a range of addresses.
+    pub(crate) fn physical_unmapped(&self, address: u64, len: u64) {
+        self.freed(self.physical.unmapped(address, len));
+    }
+
+    /// The program shares memory with another process, or is about to; `refused` is memory of ours that the driver would
+    /// not share.
+    pub(crate) fn shares(&self, refused: Option<CUdeviceptr>) {
+        let known = self.is_shared.swap(true, Ordering::Relaxed);
+        if let Some(address) = refused
+            && !known
+            && driver::is_managed(address) == Ok(true)
+        {
+            warning!(
+                "memory made pageable cannot be shared with another process (CUDA IPC); from now on this program's \
+                 memory stays on the GPU. To keep all of it there, start it with NVSHARE_MANAGED_MIN_BYTES=never"
+            );
+        }
+    }
+
+    /// Whether the program shares memory with other processes.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.is_shared.load(Ordering::Relaxed)
+    }
+
+    /// Whether a graph of the program may allocate so much; its memory is counted when it exists.
+    pub(crate) fn allows_graph_node(&self, bytes: u64) -> bool {
+        self.has_allocating_graphs.store(true, Ordering::Relaxed);
+        // Dropping the reservation gives it back: the driver allocates when the graph is launched.
+        !matches!(self.plan_original(bytes), Plan::Refuse)
+    }
+
+    /// What the memory nodes of graphs hold on a device.
+    fn graph_bytes(&self, device: CUdevice) -> u64 {
+        if self.has_allocating_graphs.load(Ordering::Relaxed) {
+            driver::graph_memory(device).unwrap_or(0)
+        } else {
+            0
+        }
+    }
+
+    /// All that is held on the GPU in a slot.
+    fn held(&self, slot: usize, device: CUdevice) -> u64 {
+        self.usage[slot].held().saturating_add(self.graph_bytes(device))
     }
 
     /// The program pinned host memory.
@@ -204,8 +322,8 @@ impl Memory {
 pub(crate) fn information(real_total: u64) -> Option<(u64, u64)> {
     let state = state::get();
     let slot = gate::current_slot()?;
-    state.devices.get(slot)?;
-    Some(Room::of(real_total, config::get()).information(state.memory.usage(slot).held()))
+    let device = state.devices.get(slot)?;
+    Some(Room::of(real_total, config::get()).information(state.memory.held(slot, device.ordinal)))
 }
 
 /// The size of a GPU as the program is told.
@@ -213,14 +331,16 @@ pub(crate) fn told_total(real_total: u64) -> u64 {
     Room::of(real_total, config::get()).told_total()
 }
 
-/// Makes a managed block.
-pub(crate) fn make_managed(reserved: Reserved, bytes: usize) -> Result<CUdeviceptr, Reserved> {
+/// Makes a managed block, or says why there is none.
+pub(crate) fn make_managed(reserved: Reserved, bytes: usize) -> Result<CUdeviceptr, (Reserved, Reason)> {
     match driver::allocate_managed(bytes) {
         Ok(address) => {
+            let slot = reserved.slot;
             reserved.keep(&state::get().memory.addresses, address, Kind::Managed);
+            populate::populate(slot, address, bytes as u64);
             Ok(address)
         }
         // Whatever the reason, the program asked for another call, which may do better.
-        Err(_) => Err(reserved),
+        Err(_) => Err((reserved, Reason::Driver)),
     }
 }

@@ -102,13 +102,13 @@ pub(crate) fn rows() -> impl Iterator<Item = &'static Row> {
         hooks::copy::blocking::ROWS,
         hooks::copy::queued::ROWS,
         hooks::fill::ROWS,
-        hooks::memory::ROWS,
         hooks::context::ROWS,
         hooks::capture::beginning::ROWS,
         hooks::capture::ending::ROWS,
         hooks::wait::ROWS,
     ]
     .into_iter()
+    .chain(hooks::memory::ROWS)
     .flatten()
 }
 

@@ -48,11 +48,11 @@ pub(crate) struct Usage {
 }
 
 impl Usage {
-    /// Takes `bytes` if they fit.
-    pub(super) fn reserve(&self, bytes: u64, room: Room) -> bool {
+    /// Takes `bytes` if they fit beside `others`, which are held but not counted here.
+    pub(super) fn reserve(&self, bytes: u64, others: u64, room: Room) -> bool {
         self.held
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |held| {
-                held.checked_add(bytes).filter(|&sum| sum <= room.bound)
+                held.checked_add(bytes).filter(|sum| sum.saturating_add(others) <= room.bound)
             })
             .is_ok()
     }
@@ -125,11 +125,12 @@ mod tests {
     #[test]
     fn a_process_holds_more_than_the_gpu_only_where_that_is_allowed_and_never_more_than_its_limit() {
         let usage = Usage::default();
-        assert!(usage.reserve(GIB, room(GIB, None, false)));
-        assert!(!usage.reserve(1, room(GIB, None, false)));
-        assert!(usage.reserve(GIB, room(GIB, None, true)));
-        assert!(!usage.reserve(GIB, room(GIB, Some(2 * GIB), true)));
-        assert!(!usage.reserve(u64::MAX, room(GIB, None, true)), "the sum overflows");
+        assert!(usage.reserve(GIB, 0, room(GIB, None, false)));
+        assert!(!usage.reserve(1, 0, room(GIB, None, false)));
+        assert!(usage.reserve(GIB, 0, room(GIB, None, true)));
+        assert!(!usage.reserve(GIB, 0, room(GIB, Some(2 * GIB), true)));
+        assert!(!usage.reserve(u64::MAX, 0, room(GIB, None, true)), "the sum overflows");
+        assert!(!usage.reserve(1, 1, room(2 * GIB + 1, None, false)), "graphs hold the last byte");
         usage.give_back(2 * GIB);
         assert_eq!(usage.held(), 0);
     }
@@ -144,7 +145,7 @@ mod tests {
                 scope.spawn(move || {
                     for round in 0..2_000 {
                         let bytes = 1 + (n * 31 + round) % 200;
-                        if usage.reserve(bytes, room) {
+                        if usage.reserve(bytes, 0, room) {
                             assert!(usage.held() <= 1000);
                             usage.became(Kind::Managed, bytes);
                             usage.freed(Kind::Managed, bytes);
