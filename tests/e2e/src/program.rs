@@ -113,18 +113,33 @@ pub fn program(test: &str, run: impl FnOnce(&Cuda)) {
 }
 
 /// Runs `run` as a program under the shim, without an agent and with these variables set; what it wrote to its
-/// standard error.
+/// standard error, or nothing where this is the program itself.
 ///
 /// # Panics
 /// If the program fails.
-pub fn shimmed_program(test: &str, variables: &[(&str, &str)], run: impl FnOnce(&Cuda)) -> String {
+pub fn shimmed_program(test: &str, variables: &[(&str, &str)], run: impl FnOnce(&Cuda)) -> Option<String> {
     if role().is_some() {
         run(&Cuda::open());
-        return String::new();
+        return None;
     }
     let host = Host::new("256MiB");
     let mut command = host.shimmed(test, "main", &host.home().join("nobody"));
-    passed(&command.envs(variables.iter().copied()).output().expect("the program starts"))
+    Some(passed(&command.envs(variables.iter().copied()).output().expect("the program starts")))
+}
+
+/// What the simulator knows of this process on the first GPU.
+fn own_account() -> serde_json::Value {
+    let dir = std::env::var_os("NVSHARE_SIM_DIR").expect("a program's own simulator");
+    let mut command = Command::new(profile_dir().join("nvshare-gpu-sim"));
+    command.args(["stats", "--json", "--dir"]).arg(dir).env_remove("LD_PRELOAD");
+    let output = command.output().expect("the simulator answers");
+    let stats: serde_json::Value = serde_json::from_slice(&output.stdout).expect("figures in JSON");
+    let clients = stats["gpus"][0]["clients"].as_array().expect("a list of clients");
+    clients.iter().find(|client| client["pid"] == std::process::id()).expect("this process").clone()
+}
+
+fn figure(account: &serde_json::Value, name: &str) -> u64 {
+    account[name].as_u64().expect("a number")
 }
 
 /// (in, out): bytes of managed memory that the simulator has moved for this process.
@@ -132,15 +147,16 @@ pub fn shimmed_program(test: &str, variables: &[(&str, &str)], run: impl FnOnce(
 /// # Panics
 /// If the simulator does not say.
 pub fn moved() -> (u64, u64) {
-    let dir = std::env::var_os("NVSHARE_SIM_DIR").expect("a program's own simulator");
-    let mut command = Command::new(profile_dir().join("nvshare-gpu-sim"));
-    command.args(["stats", "--json", "--dir"]).arg(dir).env_remove("LD_PRELOAD");
-    let output = command.output().expect("the simulator answers");
-    let stats: serde_json::Value = serde_json::from_slice(&output.stdout).expect("figures in JSON");
-    let clients = stats["gpus"][0]["clients"].as_array().expect("a list of clients");
-    let own = clients.iter().find(|client| client["pid"] == std::process::id()).expect("this process");
-    let figure = |name: &str| own[name].as_u64().expect("a number");
-    (figure("bytes_in"), figure("bytes_out"))
+    let account = own_account();
+    (figure(&account, "bytes_in"), figure(&account, "bytes_out"))
+}
+
+/// Bytes of managed memory of this process that are on the first GPU.
+///
+/// # Panics
+/// If the simulator does not say.
+pub fn resident() -> u64 {
+    figure(&own_account(), "resident_bytes")
 }
 
 /// The output folder of this test's cargo profile. A body uses what whoever started it has built.

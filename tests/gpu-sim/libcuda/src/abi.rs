@@ -130,6 +130,10 @@ pub(crate) struct In<T>(*const T);
 unsafe impl<T> Send for In<T> {}
 
 impl<T: Copy> In<T> {
+    pub(crate) fn from_raw(pointer: *const T) -> Self {
+        Self(pointer)
+    }
+
     pub(crate) fn get(self) -> Outcome<T> {
         self.at(0)
     }
@@ -310,6 +314,20 @@ pub(crate) struct MemPoolProps {
     pub(crate) handle_types: u32,
     pub(crate) location: MemLocation,
 }
+
+/// `CUDA_MEM_ALLOC_NODE_PARAMS`; the pool's properties take 88 bytes.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct MemAllocNodeParams {
+    pub(crate) pool: MemPoolProps,
+    unused: [u64; 9],
+    access: usize,
+    access_count: usize,
+    pub(crate) bytes: usize,
+    pub(crate) address: DevicePtr,
+}
+
+const _: () = assert!(std::mem::offset_of!(MemAllocNodeParams, bytes) == 104);
 
 /// `CU_MEM_ALLOCATION_TYPE_*`.
 pub(crate) const ALLOCATION_PINNED: u32 = 1;

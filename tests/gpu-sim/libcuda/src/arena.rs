@@ -59,24 +59,48 @@ impl Arena {
 
     /// Maps zeroed memory of `len` bytes (rounded up to blocks); gives the program's address.
     pub(crate) fn allocate(&self, len: u64) -> io::Result<u64> {
+        let address = self.reserve_addresses(len)?;
+        let len = len.next_multiple_of(BLOCK);
+        self.show(address, len, address).inspect_err(|_| self.release(address, len))?;
+        Ok(address)
+    }
+
+    /// Takes addresses (whole blocks) at which nothing can be read or written yet.
+    pub(crate) fn reserve_addresses(&self, len: u64) -> io::Result<u64> {
         let len = len.checked_next_multiple_of(BLOCK).ok_or(io::ErrorKind::OutOfMemory)?;
-        let offset = {
-            let mut free = lock(&self.free);
-            let (&offset, &room) =
-                free.iter().find(|&(_, &room)| room >= len).ok_or(io::ErrorKind::OutOfMemory)?;
-            free.remove(&offset);
-            if room > len {
-                free.insert(offset + len, room - len);
-            }
-            offset
-        };
-        for base in [self.user, self.gpu] {
-            if let Err(error) = self.map(base + offset, len, offset) {
-                self.release(self.user + offset, len);
-                return Err(error);
-            }
+        let mut free = lock(&self.free);
+        let (&offset, &room) =
+            free.iter().find(|&(_, &room)| room >= len).ok_or(io::ErrorKind::OutOfMemory)?;
+        free.remove(&offset);
+        if room > len {
+            free.insert(offset + len, room - len);
         }
         Ok(self.user + offset)
+    }
+
+    /// Shows the bytes that belong to `place` at `address`, in both views.
+    pub(crate) fn show(&self, address: u64, len: u64, place: u64) -> io::Result<()> {
+        for base in [self.user, self.gpu] {
+            self.map(address - self.user + base, len, place - self.user)?;
+        }
+        Ok(())
+    }
+
+    /// Makes addresses inaccessible in both views; the bytes stay where they belong.
+    pub(crate) fn hide(&self, address: u64, len: u64) {
+        for base in [self.user, self.gpu] {
+            // SAFETY: our own reservation; an inaccessible mapping takes the place of what was shown.
+            unsafe {
+                libc::mmap(
+                    (address - self.user + base) as *mut libc::c_void,
+                    len as usize,
+                    libc::PROT_NONE,
+                    libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE,
+                    -1,
+                    0,
+                );
+            }
+        }
     }
 
     fn map(&self, address: u64, len: u64, offset: u64) -> io::Result<()> {
@@ -102,19 +126,7 @@ impl Arena {
     pub(crate) fn release(&self, address: u64, len: u64) {
         let len = len.next_multiple_of(BLOCK);
         let offset = address - self.user;
-        for base in [self.user, self.gpu] {
-            // SAFETY: our own reservation again; an inaccessible mapping takes the place of the block.
-            unsafe {
-                libc::mmap(
-                    (base + offset) as *mut libc::c_void,
-                    len as usize,
-                    libc::PROT_NONE,
-                    libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE,
-                    -1,
-                    0,
-                );
-            }
-        }
+        self.hide(address, len);
         // SAFETY: plain call on a descriptor we own; the hole reads as zeros when the offset is used again.
         unsafe {
             libc::fallocate(

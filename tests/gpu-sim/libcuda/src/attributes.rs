@@ -40,7 +40,8 @@ fn attribute(attribute: u32, address: u64, allocation: &Allocation) -> Outcome<V
         4 if on_host || managed => Value::Wide(address),
         6 | 10 | 15 => Value::Bool(false),
         7 | 20 => Value::Wide(allocation.id),
-        8 => Value::Bool(managed),
+        // A boolean by its description, but as wide as an `int` in what the driver writes.
+        8 => Value::Int(managed.into()),
         9 => Value::Int(allocation.gpu as u32),
         11 | 19 => Value::Wide(allocation.base),
         12 | 18 => Value::Wide(allocation.len),

@@ -107,7 +107,7 @@ impl Copy {
 }
 
 fn on_gpu(kind: Option<Kind>) -> bool {
-    matches!(kind, Some(Kind::Device(_) | Kind::Managed))
+    matches!(kind, Some(Kind::Device(_) | Kind::Mapped(_) | Kind::Managed))
 }
 
 /// Spends the time of a copy: page faults of managed memory, then the link or the card's memory.

@@ -16,16 +16,16 @@ use std::{
 use crate::{
     abi::{
         CUresult, GraphInstantiateParams, Handle, HostNodeParams, INVALID_VALUE, In, KernelNodeParams,
-        Memcpy3D, MemsetNodeParams, Out, Outcome, STREAM_CAPTURE_INVALIDATED, STREAM_CAPTURE_MERGE,
-        STREAM_CAPTURE_UNJOINED, STREAM_CAPTURE_UNMATCHED, STREAM_CAPTURE_UNSUPPORTED,
-        STREAM_CAPTURE_WRONG_THREAD,
+        LOCATION_DEVICE, MemAllocNodeParams, Memcpy3D, MemsetNodeParams, Out, Outcome,
+        STREAM_CAPTURE_INVALIDATED, STREAM_CAPTURE_MERGE, STREAM_CAPTURE_UNJOINED, STREAM_CAPTURE_UNMATCHED,
+        STREAM_CAPTURE_UNSUPPORTED, STREAM_CAPTURE_WRONG_THREAD,
     },
     context::Context,
     copy,
     entry::{driver_api, stream_api},
     launch::{self, Callback, Launch, Operation},
-    module,
-    process::driver,
+    memory, module,
+    process::{driver, gpu_index},
     registry::{Registry, handle_of, lock},
     stream::{Kind, Stream, resolve},
 };
@@ -55,6 +55,9 @@ struct Executable {
     flags: u64,
 }
 
+/// Bytes that nodes have allocated. The simulated driver takes them when the node is made, not when its graph is launched,
+/// and keeps them to the end.
+static GRAPH_MEMORY: AtomicU64 = AtomicU64::new(0);
 static GRAPHS: Registry<Graph> = Registry::new();
 static NODES: Registry<Node> = Registry::new();
 static EXECUTABLES: Registry<Executable> = Registry::new();
@@ -453,6 +456,29 @@ driver_api! {
         let params = params.get()?;
         let call = Callback::host(params.function.ok_or(INVALID_VALUE)?, params.argument);
         add_node(out, graph, after, count, Operation::Call(call))
+    }
+
+    fn cuGraphAddMemAllocNode(
+        out: Out<Handle>, graph: Handle, after: In<NodeId>, count: usize, params: *mut MemAllocNodeParams,
+    ) {
+        let mut wanted = In::from_raw(params.cast_const()).get()?;
+        if wanted.pool.location.kind != LOCATION_DEVICE || wanted.bytes == 0 {
+            return Err(INVALID_VALUE);
+        }
+        let gpu = gpu_index(wanted.pool.location.id)?;
+        wanted.address = memory::allocate(memory::Kind::Device(gpu), wanted.bytes as u64, 0, gpu, 0, 0)?;
+        GRAPH_MEMORY.fetch_add(wanted.bytes as u64, Ordering::Relaxed);
+        Out::from_raw(params).set(wanted)?;
+        add_node(out, graph, after, count, Operation::Nothing)
+    }
+
+    fn cuDeviceGetGraphMemAttribute(device: i32, attribute: u32, out: Out<u64>) {
+        gpu_index(device)?;
+        // CU_GRAPH_MEM_ATTR_{USED,RESERVED}_MEM_{CURRENT,HIGH}.
+        if attribute > 3 {
+            return Err(INVALID_VALUE);
+        }
+        out.set(GRAPH_MEMORY.load(Ordering::Relaxed))
     }
 
     fn cuGraphAddEmptyNode(out: Out<Handle>, graph: Handle, after: In<NodeId>, count: usize) {

@@ -30,6 +30,7 @@
 
 mod abi;
 mod arena;
+mod array;
 mod attributes;
 mod context;
 mod copy;
@@ -39,11 +40,13 @@ mod errors;
 mod event;
 mod export_table;
 mod graph;
+mod ipc;
 mod kernels;
 mod launch;
 mod lookup;
 mod memory;
 mod module;
+mod physical;
 mod pool;
 mod process;
 mod registry;

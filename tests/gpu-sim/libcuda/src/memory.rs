@@ -32,6 +32,8 @@ pub(crate) enum Kind {
     /// `cuMemAlloc` and its relatives.
     Device(usize),
     Managed,
+    /// A mapping of physical memory.
+    Mapped(usize),
     /// `cuMemHostAlloc`.
     Host,
     /// The program's own memory after `cuMemHostRegister`.
@@ -110,7 +112,7 @@ fn unmap_blocks(kind: Kind, base: u64, len: u64) {
         Kind::Device(gpu) => driver.session.free_device(gpu, len),
         Kind::Managed => driver.session.unregister_managed(base, len),
         Kind::Host => {}
-        Kind::Registered => return,
+        Kind::Mapped(_) | Kind::Registered => return,
     }
     driver.arena.release(base, len);
 }
@@ -203,13 +205,29 @@ pub(crate) fn free(base: u64, wanted: impl FnOnce(&Allocation) -> bool) -> Outco
     })
 }
 
+/// Physical memory is mapped at `base`.
+pub(crate) fn add_mapping(base: u64, len: u64, gpu: usize) {
+    let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+    let kind = Kind::Mapped(gpu);
+    let mapping = Allocation { base, len, kind, gpu, context: 0, id, pool: 0, flags: 0, slab: None };
+    with(|memory| memory.allocations.insert(base, mapping));
+}
+
+/// It no longer is.
+pub(crate) fn remove_mapping(base: u64) {
+    with(|memory| memory.allocations.remove(&base));
+}
+
 /// Frees what a destroyed context leaves behind.
 pub(crate) fn free_all_of(context: Handle) {
     let bases: Vec<u64> = with(|memory| {
         memory
             .allocations
             .values()
-            .filter(|allocation| allocation.context == context && allocation.kind != Kind::Registered)
+            .filter(|allocation| {
+                allocation.context == context
+                    && !matches!(allocation.kind, Kind::Registered | Kind::Mapped(_))
+            })
             .map(|allocation| allocation.base)
             .collect()
     });
