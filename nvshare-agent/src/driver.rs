@@ -52,6 +52,8 @@ pub enum Command {
     Left(ClientId),
     /// Facts that became known at the same time, in this order.
     Facts(Vec<Input>),
+    /// Messages to clients that carry no decision.
+    Tell(Vec<(ClientId, AgentMessage)>),
     /// An order of the operator; answered when it is carried out.
     Order(Order, oneshot::Sender<()>),
     /// What is to be seen.
@@ -252,6 +254,11 @@ impl Driver {
             Command::Facts(inputs) => {
                 for input in inputs {
                     self.handle(input);
+                }
+            }
+            Command::Tell(messages) => {
+                for (client, message) in messages {
+                    self.send(client, &message);
                 }
             }
             Command::Order(order, done_tx) => {

@@ -3,6 +3,7 @@
 pub mod bpf;
 pub mod gpus;
 pub mod nvml;
+pub mod room;
 pub mod sampler;
 pub mod sensors;
 pub mod source;

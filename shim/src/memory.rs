@@ -50,6 +50,8 @@ pub(crate) struct Memory {
     pub(crate) pinned: Blocks,
     pinned_bytes: AtomicU64,
     host: host::Budget,
+    /// What others hold of each GPU for good, as the agent says.
+    unevictable: [AtomicU64; SLOTS],
     /// The program shares device memory with other processes.
     is_shared: AtomicBool,
     /// The program has graphs that allocate.
@@ -288,6 +290,22 @@ impl Memory {
         self.usage[slot].held().saturating_add(self.graph_bytes(device))
     }
 
+    /// The agent says what is left.
+    pub(crate) fn told_room(&self, slot: Option<usize>, unevictable: u64, host: u64) {
+        if let Some(place) = slot.and_then(|slot| self.unevictable.get(slot)) {
+            place.store(unevictable, Ordering::Relaxed);
+        }
+        self.host.told(host);
+    }
+
+    /// The agent is gone, and what it said.
+    pub(crate) fn forget_room(&self) {
+        for place in &self.unevictable {
+            place.store(0, Ordering::Relaxed);
+        }
+        self.host.forget();
+    }
+
     /// The program pinned host memory.
     pub(crate) fn pin(&self, address: u64, bytes: u64) {
         self.pinned_bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -323,7 +341,10 @@ pub(crate) fn information(real_total: u64) -> Option<(u64, u64)> {
     let state = state::get();
     let slot = gate::current_slot()?;
     let device = state.devices.get(slot)?;
-    Some(Room::of(real_total, config::get()).information(state.memory.held(slot, device.ordinal)))
+    Some(Room::of(real_total, config::get()).information(
+        state.memory.held(slot, device.ordinal),
+        state.memory.unevictable[slot].load(Ordering::Relaxed),
+    ))
 }
 
 /// The size of a GPU as the program is told.

@@ -190,6 +190,7 @@ fn run(state: &'static State, wake: &OwnedFd) -> std::io::Result<()> {
             }
             Err(ended) => {
                 state.session.socket.store(-1, Ordering::Release);
+                state.memory.forget_room();
                 let was_closed = gate::open_all();
                 let welcomed = current.link.welcomed;
                 standing = None;
@@ -285,6 +286,10 @@ impl Standing {
                 Ok(())
             }
             AgentMessage::Alive => Ok(()),
+            AgentMessage::Room { gpu, unevictable, host } => {
+                state.memory.told_room(state.devices.slot_of_uuid(&gpu), unevictable, host);
+                Ok(())
+            }
             AgentMessage::Grant { gpu, epoch, prefetch: _ } => match state.devices.slot_of_uuid(&gpu) {
                 Some(slot) => self.handovers.granted(slot, gpu, epoch, &mut self.link),
                 None => Ok(()),

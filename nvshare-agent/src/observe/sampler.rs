@@ -14,6 +14,7 @@ use nvshare_core::{Bytes, ClientId, ClientSample, GpuId, GpuSample, Input, Nanos
 use super::{
     bpf::Bpf,
     nvml::NvmlSource,
+    room::{self, Holding, Plain, Rooms},
     sensors::Sensors,
     source::{BpfReading, UvmTotals},
     uvm_counters::CounterTotals,
@@ -38,6 +39,7 @@ pub struct Sampler {
     bins: u64,
     last: Nanos,
     fault_busy: BTreeMap<GpuId, Nanos>,
+    rooms: Rooms,
     previous: BTreeMap<(ClientId, GpuId), Previous>,
 }
 
@@ -76,6 +78,7 @@ impl Sampler {
             bins: 0,
             last: clock::now(),
             fault_busy: BTreeMap::new(),
+            rooms: Rooms::default(),
             previous: BTreeMap::new(),
         }
     }
@@ -111,10 +114,18 @@ impl Sampler {
         let interval = now.since(self.last);
         self.last = now;
         let clients = self.hub.registry.all();
+        let mut holdings = Vec::new();
         for gpu in self.hub.gpus.all().into_keys() {
             let on_gpu: Vec<&Arc<Client>> = clients.iter().filter(|client| client.is_on(gpu)).collect();
             for client in &on_gpu {
                 if let Some(activity) = client.activity(gpu, now, true) {
+                    holdings.push(Holding {
+                        client: client.id,
+                        gpu,
+                        managed: activity.managed,
+                        device: activity.device,
+                        spilled: spilled(client, gpu),
+                    });
                     facts.push(Input::Activity { client: client.id, gpu, activity });
                 }
             }
@@ -127,6 +138,21 @@ impl Sampler {
         self.previous.retain(|(client, _), _| alive.contains(client));
         self.hub.metrics.sampler_seconds.observe(clock::now().since(begin).as_secs_f64());
         self.hub.driver.send_blocking(Command::Facts(facts));
+        let news = self.rooms.news(room::available(), &self.plain(), &holdings);
+        if !news.is_empty() {
+            self.hub.driver.send_blocking(Command::Tell(news));
+        }
+    }
+
+    /// What each GPU holds that cannot be pushed out; a GPU that NVML does not describe is absent.
+    fn plain(&self) -> BTreeMap<GpuId, Plain> {
+        let described = self.hub.gpus.all().into_iter().filter_map(|(gpu, known)| Some((gpu, known.nvml?)));
+        described
+            .map(|(gpu, nvml)| {
+                let held = nvml.reserved + nvml.process_memory.unwrap_or_default();
+                (gpu, Plain { total: nvml.total, held })
+            })
+            .collect()
     }
 
     /// NVML's news, and the state of the sensors.
@@ -228,6 +254,12 @@ impl Sampler {
             tracing::warn!(device = xid.device, code = xid.code, message = xid.message, "Xid error");
         }
     }
+}
+
+/// Managed memory of a client that lies on the host, by the bytes that moved.
+fn spilled(client: &Client, gpu: GpuId) -> Bytes {
+    let totals = client.totals(gpu);
+    totals.bytes_out.unwrap_or_default().saturating_sub(totals.bytes_in.unwrap_or_default())
 }
 
 /// The rise of a counter; one that fell belongs to a new source and counts from zero.

@@ -141,8 +141,25 @@ impl ScriptedClient {
         &self.stream
     }
 
+    /// The next message that is not advice about memory.
     pub(crate) fn receive(&self) -> Option<AgentMessage> {
-        receive(&self.stream)
+        loop {
+            match receive(&self.stream)? {
+                AgentMessage::Room { .. } => {}
+                other => return Some(other),
+            }
+        }
+    }
+
+    /// The next advice about memory: bytes of managed memory that this client may hold.
+    pub(crate) fn host_room(&self) -> u64 {
+        loop {
+            match receive(&self.stream) {
+                Some(AgentMessage::Room { host, .. }) => return host,
+                Some(_) => {}
+                None => panic!("the agent ended the session"),
+            }
+        }
     }
 
     /// The next grant or revocation.
@@ -178,15 +195,21 @@ impl ScriptedClient {
         self.say(&ClientMessage::Resumed { gpu: GPU, epoch, moved: 0, moved_ns: 0 });
     }
 
-    /// Nothing came, and the session still stands.
+    /// Nothing came but advice about memory, and the session still stands.
     pub(crate) fn noticed_nothing(&self, agent: &Agent) {
-        self.stream.set_nonblocking(true).unwrap();
         let mut byte = [0];
-        let read = (&self.stream).read(&mut byte);
-        self.stream.set_nonblocking(false).unwrap();
-        match read {
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-            other => panic!("the healthy client was told something: {other:?}"),
+        loop {
+            self.stream.set_nonblocking(true).unwrap();
+            let peeked = rustix::net::recv(&self.stream, &mut byte[..], rustix::net::RecvFlags::PEEK);
+            self.stream.set_nonblocking(false).unwrap();
+            match peeked {
+                Err(rustix::io::Errno::WOULDBLOCK) => break,
+                Ok(_) => match receive(&self.stream) {
+                    Some(AgentMessage::Room { .. }) => {}
+                    other => panic!("the healthy client was told something: {other:?}"),
+                },
+                Err(error) => panic!("{error}"),
+            }
         }
         assert!(
             agent.clients().iter().any(|client| client["client"] == self.id),

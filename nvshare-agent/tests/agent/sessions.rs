@@ -5,6 +5,7 @@ use std::{
     os::unix::{fs::PermissionsExt as _, net::UnixStream},
     path::Path,
     process::{Command, Stdio},
+    sync::atomic::Ordering,
 };
 
 use nvshare_wire::{AgentMessage, ClientMessage, RefusalCode};
@@ -165,4 +166,18 @@ fn everybody_may_connect_as_client_and_only_some_as_operator() {
     assert_eq!(mode("clients.sock"), 0o666);
     assert_eq!(mode("control.sock"), 0o660);
     assert_eq!(mode("") & 0o022, 0, "others must not be able to replace the sockets");
+}
+
+#[test]
+fn a_client_is_told_what_the_others_leave_of_the_hosts_memory() {
+    let agent = Agent::start();
+    let first = ScriptedClient::working(&agent);
+    let alone = first.host_room();
+    let second = ScriptedClient::working(&agent);
+    // What the host has available changes a little by itself; the claim does not.
+    let claim = alone / 2;
+    second.page.gpu().managed.store(claim, Ordering::Relaxed);
+    wait_for("less room", || (first.host_room() < alone - claim / 2).then_some(()));
+    drop(second);
+    wait_for("the room of one that is alone", || (first.host_room() > alone - claim / 2).then_some(()));
 }

@@ -30,10 +30,12 @@ impl Room {
         self.total.min(self.limit)
     }
 
-    /// Free and total bytes that a program is told when it holds `held`.
-    pub(crate) fn information(&self, held: u64) -> (u64, u64) {
+    /// Free and total bytes that a program is told when it holds `held` and others hold `unevictable` bytes that it
+    /// could not push out.
+    pub(crate) fn information(&self, held: u64, unevictable: u64) -> (u64, u64) {
         let own = CONTEXT_BYTES.min(self.total / 16);
-        let free = self.told_total().min(self.total - own).saturating_sub(held);
+        let given = (self.total - own).saturating_sub(unevictable);
+        let free = self.told_total().min(given).saturating_sub(held);
         (free, self.told_total())
     }
 }
@@ -107,19 +109,21 @@ mod tests {
     fn free_falls_by_what_is_held_and_never_below_zero() {
         for total in [1 << 20, GIB, 80 * GIB] {
             let room = room(total, None, false);
-            let (free, told) = room.information(0);
+            let (free, told) = room.information(0, 0);
             assert_eq!(told, total);
             assert!(free < total && free >= total - total / 16);
-            assert_eq!(room.information(free / 2).0, free - free / 2);
-            assert_eq!(room.information(total * 2).0, 0);
+            assert_eq!(room.information(free / 2, 0).0, free - free / 2);
+            assert_eq!(room.information(total * 2, 0).0, 0);
         }
     }
 
     #[test]
     fn a_limit_is_the_size_that_the_program_sees() {
         let limited = room(80 * GIB, Some(8 * GIB), false);
-        assert_eq!(limited.information(3 * GIB), (5 * GIB, 8 * GIB));
+        assert_eq!(limited.information(3 * GIB, 0), (5 * GIB, 8 * GIB));
         assert_eq!(room(4 * GIB, Some(8 * GIB), false).told_total(), 4 * GIB);
+        assert_eq!(limited.information(GIB, 76 * GIB).0, 2 * GIB + GIB / 2, "what others hold for good");
+        assert_eq!(limited.information(GIB, 90 * GIB).0, 0);
     }
 
     #[test]

@@ -234,6 +234,17 @@ pub enum AgentMessage {
     },
     /// Kind 4: still here; sent while a client is gated.
     Alive,
+    /// Kind 6: what is left for this client, whenever it has changed noticeably. Advice: a client that does not know it
+    /// goes by what it sees itself.
+    Room {
+        /// Which GPU `unevictable` is about.
+        gpu: GpuUuid,
+        /// Bytes of this GPU that others hold and that cannot be pushed out.
+        unevictable: u64,
+        /// Bytes of managed memory that this client may hold, on all GPUs together: what the host could take
+        /// in, less what the other clients hold.
+        host: u64,
+    },
     /// Kind 5: the session ends.
     Refused {
         /// Why.
@@ -357,6 +368,9 @@ impl AgentMessage {
             Self::Refused { code, detail } => Encoded::new(5, |w| {
                 w.u16(*code as u16).bytes(&detail.0);
             }),
+            Self::Room { gpu, unevictable, host } => Encoded::new(6, |w| {
+                w.bytes(gpu).u64(*unevictable).u64(*host);
+            }),
         }
     }
 
@@ -369,6 +383,7 @@ impl AgentMessage {
             3 => Self::Revoke { gpu: r.array()?, epoch: r.u64()?, drain_ms: r.u32()?, shortfall: r.u64()? },
             4 => Self::Alive,
             5 => Self::Refused { code: RefusalCode::decode(r.u16()?)?, detail: Label::decode(r.array()?)? },
+            6 => Self::Room { gpu: r.array()?, unevictable: r.u64()?, host: r.u64()? },
             other => return Err(MessageError::UnknownKind(other)),
         };
         r.finish()?;

@@ -37,6 +37,7 @@ fn agent_messages() -> Vec<AgentMessage> {
         AgentMessage::Grant { gpu: GPU, epoch: 3, prefetch: 1 << 40 },
         AgentMessage::Revoke { gpu: GPU, epoch: 4, drain_ms: 1000, shortfall: 5 },
         AgentMessage::Alive,
+        AgentMessage::Room { gpu: GPU, unevictable: 7 << 30, host: u64::MAX },
     ];
     for code in [
         RefusalCode::Version,
