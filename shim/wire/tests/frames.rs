@@ -103,7 +103,7 @@ fn kinds_that_nobody_sends_are_unknown_and_no_other_error() {
     for kind in [0, 8, 1000, u16::MAX] {
         assert_eq!(ClientMessage::decode(kind, &[1, 2, 3]), Err(MessageError::UnknownKind(kind)));
     }
-    for kind in [0, 6, 1000, u16::MAX] {
+    for kind in [0, 7, 1000, u16::MAX] {
         assert_eq!(AgentMessage::decode(kind, &[]), Err(MessageError::UnknownKind(kind)));
     }
 }
