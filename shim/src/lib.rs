@@ -22,6 +22,8 @@ mod hooks;
 mod loader;
 mod log;
 mod memory;
+#[cfg(feature = "portable")]
+mod portable;
 mod session;
 mod state;
 mod sys;

@@ -62,13 +62,16 @@ fn bootstrap() {
         // Before glibc 2.34 both functions lived in libdl.
         versioned = elf::symbol_of(c"libdl.so.2", c"dlvsym");
     }
-    if versioned.is_null() {
-        die();
-    }
-    // SAFETY: the symbol has this type in every glibc.
-    let dlvsym: Dlvsym = unsafe { transmute(versioned) };
-    // SAFETY: names are valid C strings.
-    let plain = unsafe { dlvsym(libc::RTLD_NEXT, c"dlsym".as_ptr(), BASE_VERSION.as_ptr()) };
+    let plain = if versioned.is_null() {
+        // musl has no symbol versions: its `dlsym` is the only one.
+        versioned = no_versions as *mut c_void;
+        elf::symbol_of(c"libc.so.6", c"dlsym")
+    } else {
+        // SAFETY: the symbol has this type in every glibc.
+        let dlvsym: Dlvsym = unsafe { transmute(versioned) };
+        // SAFETY: names are valid C strings.
+        unsafe { dlvsym(libc::RTLD_NEXT, c"dlsym".as_ptr(), BASE_VERSION.as_ptr()) }
+    };
     if plain.is_null() {
         die();
     }
@@ -76,10 +79,14 @@ fn bootstrap() {
     REAL_DLSYM.store(plain, Ordering::Release);
 }
 
-/// Without the real functions there is nothing to jump to. It takes a C library that is not glibc; the dynamic
-/// linker of such a system already refuses the shim.
+/// The `dlvsym` of a C library that has none.
+extern "C" fn no_versions(_: *mut c_void, _: *const c_char, _: *const c_char) -> *mut c_void {
+    ptr::null_mut()
+}
+
+/// Without the real function there is nothing to jump to. It takes a C library that is neither glibc nor musl.
 fn die() -> ! {
-    let text = b"nvshare: this C library has no dlvsym; unset LD_PRELOAD for this program\n";
+    let text = b"nvshare: this C library has no dlsym; unset LD_PRELOAD for this program\n";
     // SAFETY: plain write of a constant, then the end of the process.
     unsafe {
         libc::write(libc::STDERR_FILENO, text.as_ptr().cast(), text.len());

@@ -90,10 +90,10 @@ pub(crate) fn clear(eventfd: RawFd) {
 
 /// A memory file of `len` bytes whose size is fixed for good.
 pub(crate) fn sealed_memory(len: usize) -> io::Result<OwnedFd> {
-    // SAFETY: a valid name; the other calls take no pointers.
+    // SAFETY: a valid name; the other calls take no pointers. C libraries before 2.27 have no wrapper of this call.
     unsafe {
-        let fd =
-            owned(libc::memfd_create(c"nvshare-page".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING))?;
+        let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
+        let fd = owned(libc::syscall(libc::SYS_memfd_create, c"nvshare-page".as_ptr(), flags) as c_int)?;
         let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
         if libc::ftruncate(fd.as_raw_fd(), len as libc::off_t) != 0
             || libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, seals) != 0

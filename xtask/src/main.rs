@@ -10,6 +10,7 @@ mod demo;
 mod ebpf;
 mod run_agent;
 mod setup_ebpf;
+mod shim;
 mod test;
 mod vm_test;
 
@@ -34,6 +35,7 @@ enum Task {
     Ebpf(ebpf::Args),
     SetupEbpf(setup_ebpf::Args),
     VmTest(vm_test::Args),
+    Shim(shim::Args),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -44,5 +46,6 @@ fn main() -> anyhow::Result<()> {
         Task::Ebpf(args) => ebpf::run(&args),
         Task::SetupEbpf(args) => setup_ebpf::run(&args),
         Task::VmTest(args) => vm_test::run(&args),
+        Task::Shim(args) => shim::run(&args),
     }
 }

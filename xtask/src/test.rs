@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use nvshare_tests::{everything_required, is_root};
 
-use crate::cargo::{cargo, run as run_command};
+use crate::cargo::{cargo, host_triple, run as run_command};
 
 /// Check the format, the lints and the eBPF object, then run every test.
 ///
@@ -114,12 +114,4 @@ fn can_sudo() -> bool {
 
 fn succeeds(command: &mut Command) -> bool {
     command.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
-}
-
-fn host_triple() -> Result<String> {
-    let output = Command::new("rustc").arg("-vV").output().context("running rustc")?;
-    String::from_utf8(output.stdout)?
-        .lines()
-        .find_map(|line| line.strip_prefix("host: ").map(str::to_owned))
-        .context("rustc -vV names no host")
 }

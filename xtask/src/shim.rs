@@ -1,0 +1,243 @@
+//! `cargo xtask shim`: `libnvshare.so` as it ships, for any container.
+//!
+//! Problem: a preloaded library that needs a library or a symbol version which a container lacks keeps *every* program
+//! of that container from starting. What `cargo build` links needs those of the build machine, and libgcc_s.
+//!
+//! Approach: cargo builds the shim with a std of its own (from the compiler's library sources: for any architecture,
+//! without the code that prints backtraces, optimised as one program) into an archive. The toolchain's own linker links
+//! it against stand-ins for glibc's libraries which hold the names and versions of 2.17 and nothing else
+//! ([`glibc`]). What is newer does not exist there, so it cannot slip in. No C compiler, no foreign sysroot and no
+//! download is needed; `zig cc`, which does the same with stand-ins of its own, is a download of 100 MB. An unwinder in
+//! Rust takes the place of libgcc_s (`shim/src/portable.rs`).
+//!
+//! Invariants: whatever lies at `target/portable/<arch>/libnvshare.so` has passed [`check`]. The same sources and
+//! toolchain give the same bytes in every checkout.
+
+mod check;
+mod glibc;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use clap::ValueEnum;
+
+use self::check::Library;
+use crate::cargo::{cargo, root, run as run_command, target_dir};
+
+/// Build libnvshare.so for any container: glibc 2.17 or newer, nothing else needed.
+///
+/// The library lands in target/portable/<arch>/libnvshare.so, is checked (libraries and symbol versions it needs,
+/// what it exports, hardening, size), and what was found is printed. Mount that file into containers; the one that
+/// `cargo build` makes is for the machine it was built on.
+///
+/// Needs the compiler's library sources (`rustup component add rust-src`), no cross compiler.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// For which machines.
+    #[arg(long, value_enum, default_value_t = Target::native())]
+    pub(crate) target: Target,
+
+    /// Build this example of the shim's package in the same way, for a test.
+    #[arg(long, hide = true)]
+    pub(crate) example: Option<String>,
+}
+
+/// What can be asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Target {
+    /// Intel and AMD.
+    #[value(name = "x86_64")]
+    X86_64,
+    /// Arm: Grace, Jetson, Graviton.
+    #[value(name = "aarch64")]
+    Aarch64,
+    /// Both.
+    All,
+}
+
+impl Target {
+    const fn native() -> Self {
+        if cfg!(target_arch = "aarch64") { Self::Aarch64 } else { Self::X86_64 }
+    }
+
+    fn machines(self) -> &'static [Machine] {
+        match self {
+            Self::X86_64 => &[Machine::X86_64],
+            Self::Aarch64 => &[Machine::Aarch64],
+            Self::All => &[Machine::X86_64, Machine::Aarch64],
+        }
+    }
+}
+
+/// What a library is built for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Machine {
+    X86_64,
+    Aarch64,
+}
+
+impl Machine {
+    /// As in target triples and in the path of the library.
+    fn name(self) -> &'static str {
+        match self {
+            Self::X86_64 => "x86_64",
+            Self::Aarch64 => "aarch64",
+        }
+    }
+
+    /// As the linker calls it.
+    fn emulation(self) -> &'static str {
+        match self {
+            Self::X86_64 => "elf_x86_64",
+            Self::Aarch64 => "aarch64linux",
+        }
+    }
+}
+
+/// Where the libraries land, one directory for each machine.
+const DIRECTORY: &str = "portable";
+const LIBRARY: &str = "libnvshare.so";
+/// The names that programs and the driver's users look up; all others stay inside.
+const EXPORTS: &str = "{ global: dlsym; dlvsym; cu[A-Z]*; local: *; };\n";
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    if let Some(why) = obstacle()? {
+        anyhow::bail!("{why}");
+    }
+    for &machine in args.target.machines() {
+        build(machine, args.example.as_deref())?;
+    }
+    Ok(())
+}
+
+/// What this machine lacks for a build.
+pub(crate) fn obstacle() -> Result<Option<String>> {
+    let sources = sysroot()?.join("lib/rustlib/src/rust/library/std/src/lib.rs");
+    Ok((!sources.exists()).then(|| {
+        "the compiler's library sources are missing: `rustup component add rust-src`, or unpack the rust-src archive of \
+         this very rustc version into its sysroot"
+            .to_owned()
+    }))
+}
+
+fn build(machine: Machine, example: Option<&str>) -> Result<()> {
+    let archive = archive(machine, example)?;
+    let directory = target_dir()?.join(DIRECTORY).join(machine.name());
+    let parts = directory.join("parts");
+    fs::create_dir_all(&parts).with_context(|| format!("creating {}", parts.display()))?;
+    let linker = Linker::find(machine)?;
+    let name = example.map_or_else(|| LIBRARY.to_owned(), |example| format!("lib{example}.so"));
+    let fresh = parts.join(&name);
+    let stand_ins = glibc::stand_ins(machine, &linker, &parts)?;
+    linker.library(&archive, &stand_ins, &fresh)?;
+    let library = Library::read(&fresh)?;
+    if example.is_none() {
+        let complaints = library.complaints();
+        ensure!(complaints.is_empty(), "{} must not ship: {}", fresh.display(), complaints.join("; "));
+    }
+    let path = directory.join(&name);
+    fs::rename(&fresh, &path).with_context(|| format!("moving {name} to {}", path.display()))?;
+    println!("{}: {library}", path.strip_prefix(root()).unwrap_or(&path).display());
+    Ok(())
+}
+
+/// The shim, std and the unwinder in one archive.
+fn archive(machine: Machine, example: Option<&str>) -> Result<PathBuf> {
+    let target = target_dir()?.join(DIRECTORY).join("build");
+    let triple = format!("{}-unknown-linux-gnu", machine.name());
+    let remap = |from: &Path, to: &str| format!("--remap-path-prefix={}={to}", from.display());
+    // The last prefix that fits is taken.
+    let flags = [
+        remap(&cargo_home()?, "/cargo"),
+        remap(&sysroot()?, "/rust"),
+        remap(&root(), "/nvshare"),
+        remap(&target, "/target"),
+        // The dynamic linker gives a library that it loads at the start its thread-local variables in the block of
+        // each thread: no call and no allocation stands between a launch and its counter.
+        "-Ztls-model=initial-exec".to_owned(),
+    ];
+    let mut command = cargo();
+    command
+        .args(["rustc", "--locked", "--quiet", "--package", "nvshare-shim", "--features", "portable"])
+        .args(["--profile", "portable", "--target", &triple, "--crate-type", "staticlib"])
+        .args(["-Z", "build-std=std,panic_unwind", "-Z", "build-std-features=panic-unwind,optimize_for_size"])
+        .arg("--target-dir")
+        .arg(&target)
+        // Unstable features are for this build alone.
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
+        .env_remove("RUSTFLAGS")
+        .env_remove("RUSTC_WRAPPER")
+        .env_remove("RUSTC_WORKSPACE_WRAPPER");
+    match example {
+        Some(name) => command.args(["--example", name]),
+        None => command.arg("--lib"),
+    };
+    run_command(&mut command)?;
+    let built = target.join(triple).join("portable");
+    Ok(match example {
+        Some(name) => built.join(format!("examples/lib{name}.a")),
+        None => built.join("libnvshare.a"),
+    })
+}
+
+/// The linker that comes with the toolchain, for one machine.
+struct Linker {
+    program: PathBuf,
+    machine: Machine,
+}
+
+impl Linker {
+    fn find(machine: Machine) -> Result<Self> {
+        let host = crate::cargo::host_triple()?;
+        let own = sysroot()?.join("lib/rustlib").join(host).join("bin/rust-lld");
+        // A distribution's Rust leaves it out.
+        let program = if own.exists() { own } else { PathBuf::from("ld.lld") };
+        Ok(Self { program, machine })
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        if self.program.ends_with("rust-lld") {
+            command.args(["-flavor", "gnu"]);
+        }
+        command.args(["-m", self.machine.emulation(), "-shared", "--hash-style=gnu"]);
+        command
+    }
+
+    /// The library from its archive.
+    fn library(&self, archive: &Path, stand_ins: &[PathBuf], to: &Path) -> Result<()> {
+        let exports = to.with_extension("exports");
+        fs::write(&exports, EXPORTS).with_context(|| format!("writing {}", exports.display()))?;
+        run_command(
+            self.command()
+                .args(["--gc-sections", "--strip-all", "-O2", "--eh-frame-hdr", "--build-id=sha1"])
+                .args(["-z", "defs", "-z", "now", "-z", "relro", "-z", "noexecstack", "-z", "text"])
+                .args(["-soname", LIBRARY, "-o"])
+                .arg(to)
+                .arg("--version-script")
+                .arg(&exports)
+                .arg("--whole-archive")
+                .arg(archive)
+                .arg("--no-whole-archive")
+                .args(stand_ins),
+        )
+    }
+}
+
+fn sysroot() -> Result<PathBuf> {
+    let output = Command::new("rustc").args(["--print", "sysroot"]).output().context("running rustc")?;
+    ensure!(output.status.success(), "rustc --print sysroot ended with {}", output.status);
+    Ok(PathBuf::from(String::from_utf8(output.stdout)?.trim()))
+}
+
+fn cargo_home() -> Result<PathBuf> {
+    match std::env::var_os("CARGO_HOME") {
+        Some(home) => Ok(PathBuf::from(home)),
+        None => Ok(PathBuf::from(std::env::var_os("HOME").context("HOME is not set")?).join(".cargo")),
+    }
+}
