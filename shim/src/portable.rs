@@ -1,20 +1,85 @@
 //! What the portable library (`cargo xtask shim`) brings itself, so that it needs nothing but an old C library.
 //!
-//! **Problem.** Catching a panic takes libgcc_s, which small images lack. And two functions that std and we call were
-//! no part of the shared C library in old versions: each program had them linked in.
+//! **Problem.** Catching a panic takes libgcc_s, which small images lack: a library that needs it keeps their programs
+//! from starting. And two functions that std and we call were no part of the shared C library in old versions: each
+//! program had them linked in.
 //!
-//! **Approach.** An unwinder in Rust stands in for libgcc_s; the two functions are here.
+//! **Approach.** The unwinder's functions are found in libgcc_s when they are first called. An unwinder of our own would
+//! be independent of it, but wrong: where a program cancels a thread inside the driver, libgcc_s unwinds through our
+//! frames, and the code that cleans up after them must ask the unwinder that called it. The two functions of the C
+//! library are here.
 //!
-//! **Invariant.** None of these names is exported: the final link (in `cargo xtask shim`) hides them. A foreign
-//! unwinder therefore never meets ours.
+//! **Invariants.** None of these names is exported: the final link hides them. Without libgcc_s a panic, which is a
+//! defect of ours, ends the program with std's message; nothing else differs.
 
-use std::{ffi::c_void, mem::transmute, ptr};
+use std::{
+    ffi::{CStr, c_void},
+    mem::transmute,
+    ptr,
+    sync::atomic::{AtomicPtr, Ordering},
+};
 
 use libc::c_int;
-// Nothing calls it by name: std refers to its functions as it would to libgcc_s's.
-use unwinding as _;
 
 use crate::loader::elf;
+
+/// `_URC_FATAL_PHASE1_ERROR`: std says that it could not begin a panic, and aborts.
+const CANNOT_RAISE: c_int = 3;
+
+/// A function of libgcc_s, loaded if it can be.
+fn of_unwinder(known: &AtomicPtr<c_void>, name: &CStr) -> Option<*mut c_void> {
+    let mut address = known.load(Ordering::Acquire);
+    if address.is_null() {
+        // SAFETY: a valid name. The handle is kept: who unwinds is never unloaded.
+        let loaded = unsafe { !libc::dlopen(c"libgcc_s.so.1".as_ptr(), libc::RTLD_LAZY).is_null() };
+        if loaded {
+            address = elf::symbol_of(c"libgcc_s.so.1", name);
+        }
+        known.store(address, Ordering::Release);
+    }
+    (!address.is_null()).then_some(address)
+}
+
+/// Defines functions that call libgcc_s's of the same name, and what they do where there is none.
+macro_rules! forwarded {
+    ($($name:ident($($arg:ident: $ty:ty),*) -> $result:ty, or $default:expr;)*) => {$(
+        // An unwinder passes through this frame: hence the ABI, and no variable that would need a destructor.
+        #[unsafe(no_mangle)]
+        unsafe extern "C-unwind" fn $name($($arg: $ty),*) -> $result {
+            static KNOWN: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
+            const NAME: &CStr = match CStr::from_bytes_with_nul(concat!(stringify!($name), "\0").as_bytes()) {
+                Ok(name) => name,
+                Err(_) => panic!("an identifier holds no zero byte"),
+            };
+            match of_unwinder(&KNOWN, NAME) {
+                None => $default,
+                Some(address) => {
+                    // SAFETY: the symbol has this type in every libgcc_s.
+                    let function: unsafe extern "C-unwind" fn($($ty),*) -> $result = unsafe { transmute(address) };
+                    // SAFETY: the caller's own arguments.
+                    unsafe { function($($arg),*) }
+                }
+            }
+        }
+    )*};
+}
+
+type Context = *mut c_void;
+type Exception = *mut c_void;
+
+forwarded! {
+    _Unwind_RaiseException(exception: Exception) -> c_int, or CANNOT_RAISE;
+    // What follows is called only while somebody unwinds.
+    _Unwind_Resume(exception: Exception) -> (), or std::process::abort();
+    _Unwind_DeleteException(exception: Exception) -> (), or ();
+    _Unwind_GetLanguageSpecificData(context: Context) -> *mut c_void, or ptr::null_mut();
+    _Unwind_GetIPInfo(context: Context, before: *mut c_int) -> usize, or 0;
+    _Unwind_GetRegionStart(context: Context) -> usize, or 0;
+    _Unwind_GetTextRelBase(context: Context) -> usize, or 0;
+    _Unwind_GetDataRelBase(context: Context) -> usize, or 0;
+    _Unwind_SetGR(context: Context, register: c_int, value: usize) -> (), or ();
+    _Unwind_SetIP(context: Context, value: usize) -> (), or ();
+}
 
 /// `fstat64(2)`, which the C library exports from 2.33 on.
 #[unsafe(no_mangle)]

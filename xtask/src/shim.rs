@@ -6,12 +6,11 @@
 //! Approach: cargo builds the shim with a std of its own (from the compiler's library sources: for any architecture,
 //! without the code that prints backtraces, optimised as one program) into an archive. The toolchain's own linker links
 //! it against stand-ins for glibc's libraries which hold the names and versions of 2.17 and nothing else
-//! ([`glibc`]). What is newer does not exist there, so it cannot slip in. No C compiler, no foreign sysroot and no
-//! download is needed; `zig cc`, which does the same with stand-ins of its own, is a download of 100 MB. An unwinder in
-//! Rust takes the place of libgcc_s (`shim/src/portable.rs`).
+//! ([`glibc`]). What is newer does not exist there, so it cannot slip in. What std wants beyond that, and the unwinder,
+//! is in `shim/src/portable.rs`. So no C compiler, no foreign sysroot and no download is needed. `zig cc` would be a
+//! download of 100 MB, and brings an unwinder of its own, which is wrong here (same file).
 //!
-//! Invariants: whatever lies at `target/portable/<arch>/libnvshare.so` has passed [`check`]. The same sources and
-//! toolchain give the same bytes in every checkout.
+//! Invariant: whatever lies at `target/portable/<arch>/libnvshare.so` has passed [`check`].
 
 mod check;
 mod glibc;
@@ -41,9 +40,41 @@ pub(crate) struct Args {
     #[arg(long, value_enum, default_value_t = Target::native())]
     pub(crate) target: Target,
 
-    /// Build this example of the shim's package in the same way, for a test.
-    #[arg(long, hide = true)]
-    pub(crate) example: Option<String>,
+    /// Build another library in the same way, for a test.
+    #[arg(long, hide = true, value_enum, default_value_t = Source::Shim)]
+    pub(crate) library: Source,
+}
+
+/// What can be built this way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Source {
+    Shim,
+    /// Panics and recovers.
+    Panics,
+}
+
+impl Source {
+    fn package(self) -> &'static str {
+        match self {
+            Self::Shim => "nvshare-shim",
+            Self::Panics => "nvshare-panics",
+        }
+    }
+
+    fn features(self) -> &'static [&'static str] {
+        match self {
+            Self::Shim => &["--features", "portable"],
+            Self::Panics => &[],
+        }
+    }
+
+    /// Name of the library, without its ending.
+    fn stem(self) -> &'static str {
+        match self {
+            Self::Shim => "libnvshare",
+            Self::Panics => "libpanics",
+        }
+    }
 }
 
 /// What can be asked for.
@@ -100,7 +131,6 @@ impl Machine {
 
 /// Where the libraries land, one directory for each machine.
 const DIRECTORY: &str = "portable";
-const LIBRARY: &str = "libnvshare.so";
 /// The names that programs and the driver's users look up; all others stay inside.
 const EXPORTS: &str = "{ global: dlsym; dlvsym; cu[A-Z]*; local: *; };\n";
 
@@ -109,7 +139,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         anyhow::bail!("{why}");
     }
     for &machine in args.target.machines() {
-        build(machine, args.example.as_deref())?;
+        build(machine, args.library)?;
     }
     Ok(())
 }
@@ -124,18 +154,18 @@ pub(crate) fn obstacle() -> Result<Option<String>> {
     }))
 }
 
-fn build(machine: Machine, example: Option<&str>) -> Result<()> {
-    let archive = archive(machine, example)?;
+fn build(machine: Machine, source: Source) -> Result<()> {
+    let archive = archive(machine, source)?;
     let directory = target_dir()?.join(DIRECTORY).join(machine.name());
     let parts = directory.join("parts");
     fs::create_dir_all(&parts).with_context(|| format!("creating {}", parts.display()))?;
     let linker = Linker::find(machine)?;
-    let name = example.map_or_else(|| LIBRARY.to_owned(), |example| format!("lib{example}.so"));
+    let name = format!("{}.so", source.stem());
     let fresh = parts.join(&name);
     let stand_ins = glibc::stand_ins(machine, &linker, &parts)?;
-    linker.library(&archive, &stand_ins, &fresh)?;
+    linker.library(&archive, &stand_ins, &name, &fresh)?;
     let library = Library::read(&fresh)?;
-    if example.is_none() {
+    if source == Source::Shim {
         let complaints = library.complaints();
         ensure!(complaints.is_empty(), "{} must not ship: {}", fresh.display(), complaints.join("; "));
     }
@@ -146,7 +176,7 @@ fn build(machine: Machine, example: Option<&str>) -> Result<()> {
 }
 
 /// The shim, std and the unwinder in one archive.
-fn archive(machine: Machine, example: Option<&str>) -> Result<PathBuf> {
+fn archive(machine: Machine, source: Source) -> Result<PathBuf> {
     let target = target_dir()?.join(DIRECTORY).join("build");
     let triple = format!("{}-unknown-linux-gnu", machine.name());
     let remap = |from: &Path, to: &str| format!("--remap-path-prefix={}={to}", from.display());
@@ -162,7 +192,8 @@ fn archive(machine: Machine, example: Option<&str>) -> Result<PathBuf> {
     ];
     let mut command = cargo();
     command
-        .args(["rustc", "--locked", "--quiet", "--package", "nvshare-shim", "--features", "portable"])
+        .args(["rustc", "--locked", "--quiet", "--lib", "--package", source.package()])
+        .args(source.features())
         .args(["--profile", "portable", "--target", &triple, "--crate-type", "staticlib"])
         .args(["-Z", "build-std=std,panic_unwind", "-Z", "build-std-features=panic-unwind,optimize_for_size"])
         .arg("--target-dir")
@@ -173,16 +204,8 @@ fn archive(machine: Machine, example: Option<&str>) -> Result<PathBuf> {
         .env_remove("RUSTFLAGS")
         .env_remove("RUSTC_WRAPPER")
         .env_remove("RUSTC_WORKSPACE_WRAPPER");
-    match example {
-        Some(name) => command.args(["--example", name]),
-        None => command.arg("--lib"),
-    };
     run_command(&mut command)?;
-    let built = target.join(triple).join("portable");
-    Ok(match example {
-        Some(name) => built.join(format!("examples/lib{name}.a")),
-        None => built.join("libnvshare.a"),
-    })
+    Ok(target.join(triple).join("portable").join(source.stem()).with_extension("a"))
 }
 
 /// The linker that comes with the toolchain, for one machine.
@@ -210,15 +233,17 @@ impl Linker {
     }
 
     /// The library from its archive.
-    fn library(&self, archive: &Path, stand_ins: &[PathBuf], to: &Path) -> Result<()> {
+    fn library(&self, archive: &Path, stand_ins: &[PathBuf], soname: &str, to: &Path) -> Result<()> {
         let exports = to.with_extension("exports");
         fs::write(&exports, EXPORTS).with_context(|| format!("writing {}", exports.display()))?;
         run_command(
             self.command()
                 .args(["--gc-sections", "--strip-all", "-O2", "--eh-frame-hdr", "--build-id=sha1"])
                 .args(["-z", "defs", "-z", "now", "-z", "relro", "-z", "noexecstack", "-z", "text"])
-                .args(["-soname", LIBRARY, "-o"])
+                .args(["-soname", soname, "-o"])
                 .arg(to)
+                // What is missing among the exports, the check finds.
+                .arg("--undefined-version")
                 .arg("--version-script")
                 .arg(&exports)
                 .arg("--whole-archive")
