@@ -42,7 +42,7 @@ fn is_built() -> bool {
         for more in [&["--target=all"][..], &["--target=all", "--library=panics"]] {
             let mut command = Command::new(env!("CARGO"));
             command.args(["run", "--quiet", "--package=xtask", "--", "shim"]).args(more);
-            println!("{}", done(command.current_dir(env!("CARGO_MANIFEST_DIR"))));
+            done(command.current_dir(env!("CARGO_MANIFEST_DIR")));
         }
         true
     })
@@ -176,6 +176,17 @@ fn every_program_that_looks_up_a_hooked_function_gets_ours_whatever_c_library_it
             );
         }
     }
+}
+
+#[test]
+fn a_plain_build_exports_the_same_names() {
+    let native = if cfg!(target_arch = "aarch64") { Machine::Aarch64 } else { Machine::X86_64 };
+    let Some(shim) = shim(native) else { return };
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
+    let words = ["build", "--quiet", "--package=nvshare-shim", "--release", "--target-dir"];
+    done(Command::new(env!("CARGO")).args(words).arg(target).current_dir(env!("CARGO_MANIFEST_DIR")));
+    let plain = exports(&target.join("release/libnvshare.so"));
+    assert!(plain.keys().eq(exports(&shim).keys()), "{:?}", plain.keys());
 }
 
 #[test]

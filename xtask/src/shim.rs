@@ -144,6 +144,18 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
+/// The shim for every machine; gives this machine's.
+pub(crate) fn build_all() -> Result<PathBuf> {
+    let mut native = PathBuf::new();
+    for &machine in Target::All.machines() {
+        let library = build(machine, Source::Shim)?;
+        if machine.name() == std::env::consts::ARCH {
+            native = library;
+        }
+    }
+    Ok(native)
+}
+
 /// What this machine lacks for a build.
 pub(crate) fn obstacle() -> Result<Option<String>> {
     let sources = sysroot()?.join("lib/rustlib/src/rust/library/std/src/lib.rs");
@@ -154,7 +166,7 @@ pub(crate) fn obstacle() -> Result<Option<String>> {
     }))
 }
 
-fn build(machine: Machine, source: Source) -> Result<()> {
+fn build(machine: Machine, source: Source) -> Result<PathBuf> {
     let archive = archive(machine, source)?;
     let directory = target_dir()?.join(DIRECTORY).join(machine.name());
     let parts = directory.join("parts");
@@ -172,7 +184,7 @@ fn build(machine: Machine, source: Source) -> Result<()> {
     let path = directory.join(&name);
     fs::rename(&fresh, &path).with_context(|| format!("moving {name} to {}", path.display()))?;
     println!("{}: {library}", path.strip_prefix(root()).unwrap_or(&path).display());
-    Ok(())
+    Ok(path)
 }
 
 /// The shim, std and the unwinder in one archive.

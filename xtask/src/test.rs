@@ -41,6 +41,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     steps.step("eBPF object", || crate::ebpf::run(&crate::ebpf::Args { check: true }))?;
     steps.step("build", || run_command(cargo().arg("build")))?;
+    match crate::shim::obstacle()? {
+        None => steps.step("portable library", portable_library)?,
+        Some(why) => steps.skip("portable library", &why)?,
+    }
     steps.step("tests", || {
         let mut command = cargo();
         command.arg("test");
@@ -70,6 +74,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     steps.report();
     Ok(())
+}
+
+/// The library that ships, for every machine; this machine's passes the tests of the plain one.
+fn portable_library() -> Result<()> {
+    let library = crate::shim::build_all()?;
+    let mut command = cargo();
+    command.args(["test", "--package", "nvshare-shim", "--test", "preload"]);
+    run_command(command.env("NVSHARE_TEST_SHIM", library))
 }
 
 /// The steps done, with what each cost.

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use object::{
     Endianness,
     elf::{
-        DF_1_NOW, DF_BIND_NOW, DF_TEXTREL, DT_FLAGS, DT_FLAGS_1, DT_NEEDED, DT_RPATH, DT_RUNPATH, DT_TEXTREL,
+        DF_1_NOW, DF_TEXTREL, DT_FLAGS, DT_FLAGS_1, DT_NEEDED, DT_RPATH, DT_RUNPATH, DT_TEXTREL,
         FileHeader64, PF_W, PF_X, PT_GNU_RELRO, PT_GNU_STACK, PT_LOAD, PT_TLS, SHT_SYMTAB, STB_WEAK,
     },
     read::elf::{Dyn as _, FileHeader as _, ProgramHeader as _, SectionHeader as _, Sym as _},
@@ -27,13 +27,19 @@ pub(super) struct Library {
     imports: Vec<Import>,
     exports: BTreeSet<String>,
     thread_local: u64,
-    bind_now: bool,
-    read_only_after_start: bool,
-    executable_stack: bool,
-    writable_code: bool,
-    text_relocations: bool,
-    search_path: bool,
-    symbol_table: bool,
+    flaws: BTreeSet<Flaw>,
+}
+
+/// What a library should be without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Flaw {
+    BoundLate,
+    WritableData,
+    WritableCode,
+    ExecutableStack,
+    TextRelocations,
+    SearchPath,
+    SymbolTable,
 }
 
 /// A symbol that others must provide.
@@ -53,33 +59,41 @@ impl Library {
     fn parse(data: &[u8]) -> Result<Self> {
         let header = FileHeader64::<Endianness>::parse(data)?;
         let endian = header.endian()?;
-        // Without a PT_GNU_STACK the kernel makes the stack executable.
-        let mut library = Self { bytes: data.len(), executable_stack: true, ..Self::default() };
+        let mut library = Self { bytes: data.len(), ..Self::default() };
+        // These hold until something in the file takes them back; without a PT_GNU_STACK the stack is executable.
+        library.flaws = BTreeSet::from([Flaw::BoundLate, Flaw::WritableData, Flaw::ExecutableStack]);
         for segment in header.program_headers(endian, data)? {
             let flags = segment.p_flags(endian);
             match segment.p_type(endian) {
-                PT_GNU_STACK => library.executable_stack = flags & PF_X != 0,
-                PT_GNU_RELRO => library.read_only_after_start = true,
-                PT_LOAD => library.writable_code |= flags & PF_W != 0 && flags & PF_X != 0,
+                PT_GNU_STACK if flags & PF_X == 0 => {
+                    library.flaws.retain(|flaw| *flaw != Flaw::ExecutableStack);
+                }
+                PT_GNU_RELRO => library.flaws.retain(|flaw| *flaw != Flaw::WritableData),
+                PT_LOAD if flags & PF_W != 0 && flags & PF_X != 0 => {
+                    library.flaws.extend([Flaw::WritableCode]);
+                }
                 PT_TLS => library.thread_local = segment.p_memsz(endian),
                 _ => {}
             }
         }
         let sections = header.sections(endian, data)?;
-        library.symbol_table = sections.iter().any(|section| section.sh_type(endian) == SHT_SYMTAB);
+        if sections.iter().any(|section| section.sh_type(endian) == SHT_SYMTAB) {
+            library.flaws.extend([Flaw::SymbolTable]);
+        }
         let symbols = sections.symbols(endian, data, object::elf::SHT_DYNSYM)?;
         if let Some((entries, _)) = sections.dynamic(endian, data)? {
             for entry in entries {
                 let value = entry.d_val(endian);
                 match entry.d_tag(endian) {
                     DT_NEEDED => library.needed.push(text(entry.string(endian, symbols.strings())?)),
-                    DT_RPATH | DT_RUNPATH => library.search_path = true,
-                    DT_TEXTREL => library.text_relocations = true,
-                    DT_FLAGS => {
-                        library.bind_now |= value & u64::from(DF_BIND_NOW) != 0;
-                        library.text_relocations |= value & u64::from(DF_TEXTREL) != 0;
+                    DT_RPATH | DT_RUNPATH => library.flaws.extend([Flaw::SearchPath]),
+                    DT_TEXTREL => library.flaws.extend([Flaw::TextRelocations]),
+                    DT_FLAGS if value & u64::from(DF_TEXTREL) != 0 => {
+                        library.flaws.extend([Flaw::TextRelocations]);
                     }
-                    DT_FLAGS_1 => library.bind_now |= value & u64::from(DF_1_NOW) != 0,
+                    DT_FLAGS_1 if value & u64::from(DF_1_NOW) != 0 => {
+                        library.flaws.retain(|flaw| *flaw != Flaw::BoundLate);
+                    }
                     _ => {}
                 }
             }
@@ -130,13 +144,7 @@ impl Library {
             self.thread_local > MAX_THREAD_LOCAL,
             format!("each thread pays {} bytes for it, the bound is {MAX_THREAD_LOCAL}", self.thread_local),
         );
-        wrong(!self.bind_now, "its symbols are not bound at the start".into());
-        wrong(!self.read_only_after_start, "its relocated data stays writable".into());
-        wrong(self.executable_stack, "it makes the stack executable".into());
-        wrong(self.writable_code, "its code is writable".into());
-        wrong(self.text_relocations, "its code has relocations".into());
-        wrong(self.search_path, "it has a search path for libraries".into());
-        wrong(self.symbol_table, "it is not stripped".into());
+        found.extend(self.flaws.iter().map(Flaw::to_string));
         found
     }
 }
@@ -166,6 +174,20 @@ fn is_ours_to_export(name: &str) -> bool {
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
+}
+
+impl fmt::Display for Flaw {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::BoundLate => "its symbols are not bound at the start",
+            Self::WritableData => "its relocated data stays writable",
+            Self::WritableCode => "its code is writable",
+            Self::ExecutableStack => "it makes the stack executable",
+            Self::TextRelocations => "its code has relocations",
+            Self::SearchPath => "it has a search path for libraries",
+            Self::SymbolTable => "it is not stripped",
+        })
+    }
 }
 
 impl fmt::Display for Import {
@@ -209,8 +231,6 @@ mod tests {
             needed: vec!["libc.so.6".into(), "libdl.so.2".into()],
             imports: vec![import("memcpy", Some("GLIBC_2.14"), false), import("gettid", None, true)],
             exports,
-            bind_now: true,
-            read_only_after_start: true,
             ..Library::default()
         }
     }
@@ -231,29 +251,40 @@ mod tests {
         );
         assert_eq!(complaint(|l| l.imports[0].version = Some("GCC_3.0".into())), "it needs memcpy@GCC_3.0");
         assert_eq!(complaint(|l| l.imports[1].weak = false), "it needs gettid of any version");
-        assert_eq!(
-            complaint(|l| drop(l.exports.insert("_Unwind_Resume".into()))),
-            "it exports _Unwind_Resume"
-        );
-        assert_eq!(
-            complaint(|l| drop(l.exports.insert("curl_easy_init".into()))),
-            "it exports curl_easy_init"
-        );
-        assert_eq!(complaint(|l| drop(l.exports.remove("dlvsym"))), "it does not export dlvsym");
-        for (spoil, part) in [
-            ((|l: &mut Library| l.bytes = MAX_BYTES) as fn(&mut Library), "bytes"),
-            (|l| l.thread_local = 4096, "each thread"),
-            (|l| l.bind_now = false, "bound"),
-            (|l| l.read_only_after_start = false, "writable"),
-            (|l| l.executable_stack = true, "stack"),
-            (|l| l.writable_code = true, "writable"),
-            (|l| l.text_relocations = true, "relocations"),
-            (|l| l.search_path = true, "search path"),
-            (|l| l.symbol_table = true, "stripped"),
-        ] {
-            let said = complaint(spoil);
-            assert!(said.contains(part) && !said.contains(';'), "{said:?} does not say {part:?} alone");
+        for name in ["_Unwind_Resume", "curl_easy_init"] {
+            assert_eq!(complaint(|l| l.exports.extend([name.to_owned()])), format!("it exports {name}"));
         }
+        assert_eq!(complaint(|l| l.exports.retain(|name| name != "dlvsym")), "it does not export dlvsym");
+        assert!(complaint(|l| l.bytes = MAX_BYTES).starts_with("it has 1048576 bytes"));
+        assert!(complaint(|l| l.thread_local = 4096).starts_with("each thread pays 4096 bytes"));
+        assert_eq!(complaint(|l| l.flaws.extend([Flaw::SearchPath])), "it has a search path for libraries");
+    }
+
+    #[test]
+    fn what_a_linker_can_do_wrong_is_seen_in_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let source = dir.path().join("source.s");
+        // An address within code, and no note about the stack.
+        fs::write(&source, ".text\n.globl here\nhere: .quad here\n").unwrap();
+        let flaws = |options: &[&str]| {
+            let library = dir.path().join("library.so");
+            let mut command = std::process::Command::new("cc");
+            command.args(["-shared", "-nostdlib", "-o"]).arg(&library).arg(&source).args(options);
+            assert!(command.status().unwrap().success(), "cc (gcc) is needed");
+            Library::read(&library).unwrap().flaws
+        };
+        let careless = ["-Wl,-z,notext,-z,lazy,-z,norelro,-z,execstack,--omagic,-rpath,/opt"];
+        let expected = [
+            Flaw::BoundLate,
+            Flaw::WritableData,
+            Flaw::WritableCode,
+            Flaw::ExecutableStack,
+            Flaw::SearchPath,
+            Flaw::SymbolTable,
+        ];
+        assert_eq!(flaws(&careless), BTreeSet::from(expected));
+        let careful = ["-Wl,-z,notext,-z,now,-z,relro,-z,noexecstack,--strip-all"];
+        assert_eq!(flaws(&careful), BTreeSet::from([Flaw::TextRelocations]));
     }
 
     #[test]

@@ -128,7 +128,10 @@ impl Part {
             fs::write(&file, text).with_context(|| format!("writing {}", file.display()))?;
             anyhow::Ok(file)
         };
-        let symbols: String = self.names().map(|name| format!("{name} = 0;\n")).collect();
+        let mut symbols = String::new();
+        for name in self.names() {
+            writeln!(symbols, "{name} = 0;")?;
+        }
         run_command(
             linker
                 .command()
