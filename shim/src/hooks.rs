@@ -4,13 +4,17 @@
 #![expect(non_snake_case, reason = "the exports bear the driver API's own names")]
 #![expect(unreachable_pub, reason = "exported by name from the library, not by path")]
 
+pub(crate) mod array;
 pub(crate) mod capture;
 pub(crate) mod context;
 pub(crate) mod copy;
 pub(crate) mod fill;
 pub(crate) mod launch;
 pub(crate) mod memory;
+pub(crate) mod narrow;
 pub(crate) mod proc_address;
+pub(crate) mod residency;
+pub(crate) mod stream;
 pub(crate) mod wait;
 
 use crate::log::error;
@@ -69,20 +73,46 @@ macro_rules! hooks {
     };
 }
 
-/// Lines whose call submits work: it passes the gate.
+/// Lines whose call submits work: it passes the gate. The last part of a line says what work, or that there is none.
 macro_rules! gated {
     ($($symbol:ident = $name:literal from $from:literal, $flavour:ident:
        ($($arg:ident: $ty:ty),* $(,)?) $work:expr;)*) => {
         $crate::hooks::hooks! {$(
             $symbol = $name from $from, $flavour: ($($arg: $ty),*) |real| {
-                let _inside = $crate::gate::enter($work);
+                let _inside = ::std::option::Option::from($work).map($crate::gate::enter);
                 real($($arg),*)
             };
         )*}
     };
 }
 
-pub(crate) use {gated, hooks};
+/// Lines whose call submits work and waits for it.
+macro_rules! blocking {
+    ($($symbol:ident = $name:literal from $from:literal, $flavour:ident:
+       ($($arg:ident: $ty:ty),* $(,)?) $work:expr;)*) => {
+        $crate::hooks::hooks! {$(
+            $symbol = $name from $from, $flavour: ($($arg: $ty),*) |real| {
+                let _inside = ::std::option::Option::from($work).map($crate::gate::enter);
+                let _syncing = $crate::gate::thread::Syncing::begin();
+                real($($arg),*)
+            };
+        )*}
+    };
+}
+
+/// Lines for [`gated`] or [`blocking`] of which each stands for two functions: one for each default stream.
+macro_rules! both {
+    ($kind:ident;
+     $($legacy:ident, $thread:ident = $name:literal from $from:literal, $later:literal:
+       ($($arg:ident: $ty:ty),* $(,)?) |$flavour:pat_param| $work:expr;)*) => {
+        $kind! {$(
+            $legacy = $name from $from, Legacy: ($($arg: $ty),*) { let $flavour = Flavour::Legacy; $work };
+            $thread = $name from $later, PerThread: ($($arg: $ty),*) { let $flavour = Flavour::PerThread; $work };
+        )*}
+    };
+}
+
+pub(crate) use {blocking, both, gated, hooks};
 
 /// Runs an operation whose panic must not reach the program; a panic is a defect of ours, so the driver's own
 /// function answers instead.

@@ -41,6 +41,12 @@ pub(crate) mod beginning {
             (stream: Ptr, graph: Ptr, dependencies: Ptr, edges: Ptr, count: usize, mode: c_int);
         cuStreamBeginCaptureToGraph_ptsz = c"cuStreamBeginCaptureToGraph" from 12030, PerThread:
             (stream: Ptr, graph: Ptr, dependencies: Ptr, edges: Ptr, count: usize, mode: c_int);
+        cuStreamBeginRecaptureToGraph = c"cuStreamBeginRecaptureToGraph" from 13030, Legacy:
+            (stream: Ptr, mode: c_int, graph: Ptr, changed: Ptr, data: Ptr);
+        cuStreamBeginRecaptureToGraph_ptsz = c"cuStreamBeginRecaptureToGraph" from 13030, PerThread:
+            (stream: Ptr, mode: c_int, graph: Ptr, changed: Ptr, data: Ptr);
+        cuStreamBeginCaptureToCig = c"cuStreamBeginCaptureToCig" from 13010, Legacy: (stream: Ptr, parameters: Ptr);
+        cuStreamBeginCaptureToCig_ptsz = c"cuStreamBeginCaptureToCig" from 13010, PerThread: (stream: Ptr, parameters: Ptr);
     }
 }
 
@@ -63,6 +69,12 @@ pub(crate) mod ending {
         };
         cuStreamEndCapture_ptsz = c"cuStreamEndCapture" from 10000, PerThread: (stream: Ptr, graph: *mut Ptr) |real| {
             ended(stream, Flavour::PerThread, real(stream, graph))
+        };
+        cuStreamEndCaptureToCig = c"cuStreamEndCaptureToCig" from 13010, Legacy: (stream: Ptr) |real| {
+            ended(stream, Flavour::Legacy, real(stream))
+        };
+        cuStreamEndCaptureToCig_ptsz = c"cuStreamEndCaptureToCig" from 13010, PerThread: (stream: Ptr) |real| {
+            ended(stream, Flavour::PerThread, real(stream))
         };
         cuStreamDestroy_v2 = c"cuStreamDestroy" from 4000, Legacy: (stream: Ptr) |real| {
             let code = real(stream);
