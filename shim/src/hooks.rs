@@ -66,6 +66,8 @@ macro_rules! hooks {
                 name: $name,
                 from: $from,
                 flavour: $crate::abi::Flavour::$flavour,
+                #[cfg(test)]
+                arguments: &[$(stringify!($ty)),*],
                 wrapper: || $symbol as *const () as $crate::abi::Ptr,
                 real: &$symbol::REAL,
             },

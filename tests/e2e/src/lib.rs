@@ -5,10 +5,13 @@
 //! when a test panics.
 
 pub mod agent;
+pub mod api;
 pub mod binaries;
 pub mod cuda;
+pub mod headers;
 pub mod process;
 pub mod program;
+pub mod pypi;
 pub mod scene;
 pub mod simulator;
 pub mod workload;

@@ -160,7 +160,7 @@ pub fn resident() -> u64 {
 }
 
 /// The output folder of this test's cargo profile. A body uses what whoever started it has built.
-fn profile_dir() -> PathBuf {
+pub(crate) fn profile_dir() -> PathBuf {
     let test = std::env::current_exe().unwrap_or_default();
     test.ancestors().nth(2).unwrap_or(Path::new("")).to_owned()
 }
