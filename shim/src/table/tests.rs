@@ -4,13 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use nvshare_tests::{
     api::{EntryPoint, entry_points, functions},
-    headers, pypi,
+    headers, pypi, runtime,
 };
 
 use super::*;
 
-/// Packages with the headers of the oldest and the newest CUDA, and of the last one between.
-const HEADERS: [&str; 3] = ["nvidia-cuda-runtime-cu11==11.8.89", "nvidia-cuda-runtime-cu12", "nvidia-cuda-runtime"];
+
 
 fn text(name: &CStr) -> &str {
     name.to_str().unwrap()
@@ -112,7 +111,7 @@ fn work_is_hooked_in_every_version_and_for_both_default_streams() {
 #[test]
 fn wrappers_take_the_arguments_of_nvidias_headers_and_no_function_there_is_unknown() {
     let mut signatures: BTreeMap<headers::Key, String> = BTreeMap::new();
-    for package in HEADERS {
+    for package in runtime::PACKAGES {
         let Some(folder) = pypi::fetched(package) else { return };
         for (key, letters) in headers::signatures(&folder) {
             if let Some(before) = signatures.insert(key.clone(), letters.clone()) {

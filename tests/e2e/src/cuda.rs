@@ -151,3 +151,20 @@ impl Cuda {
         out
     }
 }
+
+/// Which function lies at an address: the file it is in and its name there, or `null`.
+pub fn owner(function: *mut c_void) -> String {
+    if function.is_null() {
+        return "null".to_owned();
+    }
+    // SAFETY: `dladdr` takes any address; the strings that it gives live as long as their object.
+    unsafe {
+        let mut info: libc::Dl_info = std::mem::zeroed();
+        if libc::dladdr(function, &raw mut info) == 0 || info.dli_sname.is_null() {
+            return format!("{function:?}");
+        }
+        let text = |text| CStr::from_ptr(text).to_string_lossy();
+        let file = text(info.dli_fname);
+        format!("{} {}", file.rsplit('/').next().unwrap_or_default(), text(info.dli_sname))
+    }
+}

@@ -7,11 +7,13 @@
 pub mod agent;
 pub mod api;
 pub mod binaries;
+pub mod compile;
 pub mod cuda;
 pub mod headers;
 pub mod process;
 pub mod program;
 pub mod pypi;
+pub mod runtime;
 pub mod scene;
 pub mod simulator;
 pub mod workload;
