@@ -68,7 +68,8 @@ fn the_classification_names_exactly_the_hooked_functions_and_their_arguments() {
         .map(|function| (function.symbol, function.arguments.replace('s', "p")))
         .collect();
     let only = |one: &BTreeMap<&'static str, String>, other: &BTreeMap<&'static str, String>| {
-        one.keys().filter(|symbol| !other.contains_key(*symbol)).copied().collect::<Vec<_>>()
+        let missing = one.iter().filter(|(symbol, _)| !other.contains_key(*symbol));
+        missing.map(|(symbol, arguments)| format!("{symbol} {arguments}")).collect::<Vec<_>>()
     };
     assert_eq!(only(&ours, &data), [""; 0], "hooked, but not in shim/data/driver-functions.txt");
     assert_eq!(only(&data, &ours), [""; 0], "hooked only in shim/data/driver-functions.txt");
