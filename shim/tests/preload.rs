@@ -1,9 +1,6 @@
 //! The shim as programs meet it: preloaded, before a driver of a few counting functions, with and without an agent.
 #![expect(clippy::unwrap_used, reason = "a failure of the harness fails the test")]
 
-#[path = "preload/agent.rs"]
-mod agent;
-
 use std::{
     io::{BufRead, BufReader, Lines, Write},
     path::{Path, PathBuf},
@@ -11,7 +8,7 @@ use std::{
     sync::OnceLock,
 };
 
-use agent::Agent;
+use nvshare_tests::ScriptedAgent as Agent;
 use nvshare_wire::{AgentMessage, ClientMessage, DrainOutcome};
 
 /// Everything that the tests run, built once.

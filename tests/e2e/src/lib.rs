@@ -15,6 +15,7 @@ pub mod program;
 pub mod pypi;
 pub mod runtime;
 pub mod scene;
+pub mod scripted;
 pub mod simulator;
 pub mod workload;
 
@@ -23,6 +24,7 @@ pub use binaries::Binaries;
 pub use cuda::Cuda;
 pub use process::{monotonic_ms, wait_until};
 pub use scene::Scene;
+pub use scripted::ScriptedAgent;
 pub use simulator::{Simulator, SimulatorOptions};
 pub use workload::{Workload, WorkloadOptions};
 

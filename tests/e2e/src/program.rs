@@ -38,6 +38,13 @@ pub fn built() -> &'static Path {
     })
 }
 
+/// A command that runs the body of `test` in `role`, before whatever driver its environment will name.
+pub fn body(test: &str, role: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap_or_default());
+    command.args([test, "--exact", "--nocapture", "--test-threads=1"]).env(ROLE, role);
+    command
+}
+
 /// A simulated host for one test.
 #[derive(Debug)]
 pub struct Host {
@@ -73,11 +80,8 @@ impl Host {
 
     /// A command that runs the body of `test` in `role` on this host.
     pub fn program(&self, test: &str, role: &str) -> Command {
-        let mut command = Command::new(std::env::current_exe().unwrap_or_default());
-        command
-            .args([test, "--exact", "--nocapture", "--test-threads=1"])
-            .env(ROLE, role)
-            .envs(self.simulator.environment());
+        let mut command = body(test, role);
+        command.envs(self.simulator.environment());
         command
     }
 

@@ -1,7 +1,8 @@
-//! The agent's end of the protocol, one client at a time, as far as a test needs it.
+//! The agent's end of the protocol for one client at a time, as a test dictates it.
+#![expect(clippy::unwrap_used, clippy::missing_panics_doc, reason = "what fails here fails the test")]
 
 use std::{
-    io::{Read, Write},
+    io::{self, Read, Write},
     os::{
         fd::{AsRawFd, FromRawFd, OwnedFd},
         unix::net::{UnixListener, UnixStream},
@@ -10,34 +11,39 @@ use std::{
     time::Duration,
 };
 
-use nvshare_wire::{AgentMessage, ClientMessage, HEADER_LEN, Header};
+use nvshare_wire::{
+    AgentMessage, ClientMessage, HEADER_LEN, Header,
+    page::{PAGE_LEN, Page},
+};
 
 /// A listening agent.
-pub(crate) struct Agent {
+#[derive(Debug)]
+pub struct ScriptedAgent {
     dir: PathBuf,
     listener: UnixListener,
     client: Option<UnixStream>,
+    page: Option<&'static Page>,
 }
 
 /// How long a message may take before the test has failed.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-impl Agent {
+impl ScriptedAgent {
     /// Listens in a directory of its own.
-    pub(crate) fn new(parent: &Path, name: &str) -> Self {
+    pub fn new(parent: &Path, name: &str) -> Self {
         let dir = parent.join(name);
         std::fs::create_dir_all(&dir).unwrap();
         let listener = UnixListener::bind(dir.join("clients.sock")).unwrap();
-        Self { dir, listener, client: None }
+        Self { dir, listener, client: None, page: None }
     }
 
     /// The run directory.
-    pub(crate) fn dir(&self) -> &Path {
+    pub fn dir(&self) -> &Path {
         &self.dir
     }
 
     /// Takes a client; its first message, and whether a descriptor came with it.
-    pub(crate) fn accept(&mut self) -> (ClientMessage, bool) {
+    pub fn accept(&mut self) -> (ClientMessage, bool) {
         let (client, _) = self.listener.accept().unwrap();
         client.set_read_timeout(Some(PATIENCE)).unwrap();
         // Reading with plain `read` would drop the descriptor unseen.
@@ -59,28 +65,49 @@ impl Agent {
             (!first.is_null())
                 .then(|| OwnedFd::from_raw_fd(libc::CMSG_DATA(first).cast::<i32>().read_unaligned()))
         };
+        self.page = descriptor.as_ref().map(map);
         self.client = Some(client);
         (self.receive(), descriptor.is_some())
     }
 
+    /// The page of the client that was accepted last.
+    pub fn page(&self) -> &'static Page {
+        self.page.unwrap()
+    }
+
     /// The next message.
-    pub(crate) fn receive(&mut self) -> ClientMessage {
+    pub fn receive(&mut self) -> ClientMessage {
+        self.try_receive().unwrap()
+    }
+
+    /// The next message, or why none came in time.
+    pub fn try_receive(&mut self) -> io::Result<ClientMessage> {
         let client = self.client.as_mut().unwrap();
         let mut header = [0u8; HEADER_LEN];
-        client.read_exact(&mut header).unwrap();
+        client.read_exact(&mut header)?;
         let header = Header::decode(&header).unwrap();
         let mut payload = vec![0u8; header.len as usize];
-        client.read_exact(&mut payload).unwrap();
-        ClientMessage::decode(header.kind, &payload).unwrap()
+        client.read_exact(&mut payload)?;
+        Ok(ClientMessage::decode(header.kind, &payload).unwrap())
     }
 
     /// Sends a message.
-    pub(crate) fn send(&mut self, message: &AgentMessage) {
+    pub fn send(&mut self, message: &AgentMessage) {
         self.client.as_mut().unwrap().write_all(message.encode().as_bytes()).unwrap();
     }
 
     /// Ends the session.
-    pub(crate) fn hang_up(&mut self) {
+    pub fn hang_up(&mut self) {
         self.client = None;
+    }
+}
+
+fn map(descriptor: &OwnedFd) -> &'static Page {
+    // SAFETY: a fresh shared mapping of a whole page, which stays for the rest of the test; its fields are atomic.
+    unsafe {
+        let (prot, shared) = (libc::PROT_READ, libc::MAP_SHARED);
+        let page = libc::mmap(std::ptr::null_mut(), PAGE_LEN, prot, shared, descriptor.as_raw_fd(), 0);
+        assert_ne!(page, libc::MAP_FAILED);
+        &*page.cast::<Page>()
     }
 }
