@@ -1,7 +1,6 @@
 //! Every hooked function before a driver that has them all: arguments arrive, and work waits at a closed gate.
 #![expect(clippy::unwrap_used, reason = "a failure of the harness fails the test")]
 
-#[path = "coverage/table_driver.rs"]
 mod table_driver;
 
 use std::{

@@ -1,5 +1,6 @@
 //! The driver made from the table, as a test sees it: built once, asked for its calls, called with arguments that can be
 //! told apart.
+#![allow(dead_code, reason = "each file of tests uses a part of it")]
 
 use std::{
     collections::BTreeMap,
