@@ -1,5 +1,6 @@
 //! Every hooked function before a driver that has them all: arguments arrive, and work waits at a closed gate.
 #![expect(clippy::unwrap_used, reason = "a failure of the harness fails the test")]
+#![expect(clippy::print_stdout, reason = "figures for whoever reads the tests; a body answers its test")]
 
 mod table_driver;
 
@@ -75,12 +76,18 @@ fn every_wrapper_hands_its_own_function_all_arguments_as_they_came() {
         let code = arguments.call(given);
         let (after, words) = calls(&cuda, function.symbol);
         assert_eq!(after, before + 1, "calls of {}", function.symbol);
-        assert!(arguments.arrived(&words), "{}: sent {:x?}, came {words:x?}", function.symbol, arguments.words);
-        let expected = if function.symbol == "cuDevicePrimaryCtxRetain" || function.symbol == "cuCtxSynchronize" {
-            0
-        } else {
-            result(&cuda, function.symbol)
-        };
+        assert!(
+            arguments.arrived(&words),
+            "{}: sent {:x?}, came {words:x?}",
+            function.symbol,
+            arguments.words
+        );
+        let expected =
+            if function.symbol == "cuDevicePrimaryCtxRetain" || function.symbol == "cuCtxSynchronize" {
+                0
+            } else {
+                result(&cuda, function.symbol)
+            };
         assert_eq!(code, expected, "the result of {}", function.symbol);
         checked += 1;
     }
@@ -194,7 +201,8 @@ impl Session {
     /// Waits for a line that begins like this; what follows.
     fn hear(&mut self, beginning: &str) -> String {
         loop {
-            let line = self.lines.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("never heard {beginning:?}"));
+            let line =
+                self.lines.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("never heard {beginning:?}"));
             // The test harness of the body writes to the same output.
             if let Some((_, rest)) = line.split_once(beginning) {
                 return rest.trim().to_owned();
@@ -270,7 +278,8 @@ fn every_call_that_submits_work_waits_at_a_closed_gate_and_then_reaches_the_driv
     obey(|cuda, order| match order {
         "submit" => {
             for function in work.clone() {
-                let (wrapper, arguments) = (cuda.symbol(function.symbol) as usize, Arguments::new(&function, STREAM, unchanged));
+                let (wrapper, arguments) =
+                    (cuda.symbol(function.symbol) as usize, Arguments::new(&function, STREAM, unchanged));
                 threads.push(thread::spawn(move || {
                     let code = arguments.call(wrapper as *mut _);
                     println!("{} has returned", function.symbol);
@@ -279,7 +288,8 @@ fn every_call_that_submits_work_waits_at_a_closed_gate_and_then_reaches_the_driv
             }
         }
         "count" => {
-            let submitted: Vec<_> = work.iter().filter(|function| calls(cuda, function.symbol).0 > 0).collect();
+            let submitted: Vec<_> =
+                work.iter().filter(|function| calls(cuda, function.symbol).0 > 0).collect();
             println!("submitted {submitted:?}");
         }
         _ => {
@@ -287,7 +297,12 @@ fn every_call_that_submits_work_waits_at_a_closed_gate_and_then_reaches_the_driv
             let arrived = joined.filter(|(function, arguments, code)| {
                 let (count, words) = calls(cuda, function.symbol);
                 assert_eq!((count, *code), (1, result(cuda, function.symbol)), "{}", function.symbol);
-                assert!(arguments.arrived(&words), "{}: {:x?} came as {words:x?}", function.symbol, arguments.words);
+                assert!(
+                    arguments.arrived(&words),
+                    "{}: {:x?} came as {words:x?}",
+                    function.symbol,
+                    arguments.words
+                );
                 true
             });
             println!("all {} arrived", arrived.count());
@@ -315,9 +330,17 @@ fn between_hosts(function: &Function) -> Option<Arguments> {
             }))
         }
         // The first ABI describes a copy with 32-bit fields.
-        _ if matches!(function.symbol, "cuMemcpy2D" | "cuMemcpy2DAsync" | "cuMemcpy2DUnaligned" | "cuMemcpy3D" | "cuMemcpy3DAsync") => None,
+        _ if matches!(
+            function.symbol,
+            "cuMemcpy2D" | "cuMemcpy2DAsync" | "cuMemcpy2DUnaligned" | "cuMemcpy3D" | "cuMemcpy3DAsync"
+        ) =>
+        {
+            None
+        }
         "cuMemcpy2D" | "cuMemcpy2DAsync" | "cuMemcpy2DUnaligned" => Some(described(16, 72)),
-        "cuMemcpy3D" | "cuMemcpy3DAsync" | "cuMemcpy3DPeer" | "cuMemcpy3DPeerAsync" => Some(described(32, 120)),
+        "cuMemcpy3D" | "cuMemcpy3DAsync" | "cuMemcpy3DPeer" | "cuMemcpy3DPeerAsync" => {
+            Some(described(32, 120))
+        }
         _ => None,
     }
 }
@@ -353,12 +376,16 @@ fn captured_work_and_copies_between_hosts_pass_a_closed_gate() {
         match order {
             "captured" => {
                 let captured = work.iter().filter(|function| captured(function));
-                let passed = captured.inspect(|function| pass(function, &Arguments::new(function, CAPTURING, unchanged)));
+                let passed = captured
+                    .inspect(|function| pass(function, &Arguments::new(function, CAPTURING, unchanged)));
                 println!("passed {}", passed.count());
             }
             "between hosts" => {
                 let copies = work.iter().filter_map(|function| Some((function, between_hosts(function)?)));
-                println!("passed {}", copies.inspect(|(function, arguments)| pass(function, arguments)).count());
+                println!(
+                    "passed {}",
+                    copies.inspect(|(function, arguments)| pass(function, arguments)).count()
+                );
             }
             _ => {
                 let function = work.iter().find(|function| function.symbol == "cuMemcpy").unwrap();
@@ -374,7 +401,8 @@ fn captured_work_and_copies_between_hosts_pass_a_closed_gate() {
 fn a_program_that_only_launches_graphs_or_by_configuration_asks_for_its_turn_and_is_seen_working() {
     const TEST: &str =
         "a_program_that_only_launches_graphs_or_by_configuration_asks_for_its_turn_and_is_seen_working";
-    const ONLY: [&str; 4] = ["cuGraphLaunch", "cuGraphLaunch_ptsz", "cuLaunchKernelEx", "cuLaunchKernelEx_ptsz"];
+    const ONLY: [&str; 4] =
+        ["cuGraphLaunch", "cuGraphLaunch_ptsz", "cuLaunchKernelEx", "cuLaunchKernelEx_ptsz"];
     if role().is_some() {
         return obey(|cuda, order| {
             let (symbol, count) = order.split_once(' ').unwrap();
@@ -390,7 +418,8 @@ fn a_program_that_only_launches_graphs_or_by_configuration_asks_for_its_turn_and
     for symbol in ONLY {
         let mut session = Session::start(TEST);
         let page = &session.agent.page().gpu[0];
-        let (calls, active) = (|| page.calls.load(Ordering::SeqCst), || page.active_ns.load(Ordering::SeqCst));
+        let (calls, active) =
+            (|| page.calls.load(Ordering::SeqCst), || page.active_ns.load(Ordering::SeqCst));
         session.close();
         assert_eq!(calls(), 0);
         session.tell(&format!("{symbol} 1"));

@@ -1,6 +1,7 @@
 //! What programs get from their look-ups under the shim: what the driver alone gives them, or the wrapper of that very
 //! function.
 #![expect(clippy::unwrap_used, reason = "a failure of the harness fails the test")]
+#![expect(clippy::print_stdout, reason = "figures for whoever reads the tests; a body answers its test")]
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -209,13 +210,17 @@ fn a_runtime_gets_wrappers(test: &str, package: &str) {
     let shim: PathBuf = built().join("libnvshare.so");
     let (alone, said_alone) = record(&host, test, &library, None);
     let (shimmed, said_shimmed) = record(&host, test, &library, Some(&shim));
-    let result = |said: &str| said.split("the first call gives ").nth(1).unwrap().lines().next().unwrap().to_owned();
+    let result =
+        |said: &str| said.split("the first call gives ").nth(1).unwrap().lines().next().unwrap().to_owned();
 
     // The record is complete: as many look-ups as the driver answered.
     let answered = calls(&said_alone, "cuGetProcAddress") + calls(&said_alone, "cuGetProcAddress_v2");
     assert_eq!(alone.lines().count(), answered);
     let wrappers = compare(&alone, &shimmed);
-    println!("{package}: {answered} look-ups, {wrappers} of them give wrappers; the first call gives {}", result(&said_shimmed));
+    println!(
+        "{package}: {answered} look-ups, {wrappers} of them give wrappers; the first call gives {}",
+        result(&said_shimmed)
+    );
     assert!(answered > 380 && wrappers > 80, "{answered} look-ups, {wrappers} wrappers");
     // The runtime goes as far as without the shim, and fails with the same code.
     assert_eq!(result(&said_shimmed), result(&said_alone));

@@ -160,7 +160,9 @@ fn a_look_up_by_symbol_version_gives_the_wrapper() {
         &["-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", &versions],
     );
     let (_home, program) = program(&["-DVERSIONED"]);
-    let run = |preloaded: &[&Path]| says(&program, preloaded, &[("LD_LIBRARY_PATH", home.path().to_str().unwrap())]);
+    let run = |preloaded: &[&Path]| {
+        says(&program, preloaded, &[("LD_LIBRARY_PATH", home.path().to_str().unwrap())])
+    };
     assert_eq!(run(&[]), "libcuda.so.1 4321", "the test's own program");
     assert_eq!(run(&[&shim()]), "libnvshare.so 4321");
 }

@@ -78,25 +78,30 @@ pub(crate) mod queued {
 mod tests {
     use nvshare_tests::{compile, pypi, runtime};
 
-    use super::{BOX, PLANE};
+    use super::{BOX, MEMORY_HOST, PLANE};
 
     #[test]
     fn the_places_of_the_kinds_of_memory_are_those_of_nvidias_headers() {
         let home = tempfile::tempdir().unwrap();
+        let kinds = [("CUDA_MEMCPY2D", PLANE), ("CUDA_MEMCPY3D", BOX), ("CUDA_MEMCPY3D_PEER", BOX)];
         for package in runtime::PACKAGES {
             let Some(folder) = pypi::fetched(package) else { return };
             let headers = pypi::find(&folder, "cuda.h");
-            let (of_plane, of_box) = ("CUDA_MEMCPY2D", ["CUDA_MEMCPY3D", "CUDA_MEMCPY3D_PEER"]);
-            let mut text = "#include <stddef.h>\n#include <cuda.h>\nint main(void) { return 0; }\n".to_owned();
-            for (kind, layout) in [(of_plane, PLANE), (of_box[0], BOX), (of_box[1], BOX)] {
+            let mut lines = vec![
+                "#include <stddef.h>".to_owned(),
+                "#include <cuda.h>".to_owned(),
+                format!("_Static_assert(CU_MEMORYTYPE_HOST == {MEMORY_HOST}, \"host\");"),
+                "int main(void) { return 0; }".to_owned(),
+            ];
+            for (kind, layout) in kinds {
                 for (field, offset) in [("srcMemoryType", layout.from), ("dstMemoryType", layout.to)] {
-                    text += &format!("_Static_assert(offsetof({kind}, {field}) == {offset}, \"{kind}\");\n");
-                    text += &format!("_Static_assert(sizeof((({kind} *)0)->{field}) == 4, \"{kind}\");\n");
+                    let place = format!("offsetof({kind}, {field}) == {offset}");
+                    let size = format!("sizeof((({kind} *)0)->{field}) == 4");
+                    lines.push(format!("_Static_assert({place} && {size}, \"{kind}\");"));
                 }
             }
-            text += &format!("_Static_assert(CU_MEMORYTYPE_HOST == {}, \"host\");\n", super::MEMORY_HOST);
             let include = format!("-I{}", headers.parent().unwrap().display());
-            compile::gcc(&text, &home.path().join("layout"), &[&include]);
+            compile::gcc(&lines.join("\n"), &home.path().join("layout"), &[&include]);
         }
     }
 }

@@ -66,9 +66,11 @@ fn listed(soname: &CStr) -> Option<*const LinkMap> {
     // SAFETY: the kernel tells every program where its headers are; they stay mapped.
     let headers = unsafe {
         let first = libc::getauxval(libc::AT_PHDR) as *const libc::Elf64_Phdr;
-        (!first.is_null()).then(|| std::slice::from_raw_parts(first, libc::getauxval(libc::AT_PHNUM) as usize))?
+        (!first.is_null())
+            .then(|| std::slice::from_raw_parts(first, libc::getauxval(libc::AT_PHNUM) as usize))?
     };
-    let of_kind = |kind| headers.iter().find(|header| header.p_type == kind).map(|header| header.p_vaddr as usize);
+    let of_kind =
+        |kind| headers.iter().find(|header| header.p_type == kind).map(|header| header.p_vaddr as usize);
     let bias = (headers.as_ptr() as usize).wrapping_sub(of_kind(libc::PT_PHDR)?);
     let mut entry = bias.wrapping_add(of_kind(libc::PT_DYNAMIC)?) as *const Dyn;
     // SAFETY: the program's own dynamic section ends with DT_NULL. The dynamic linker stores its list behind DT_DEBUG, and

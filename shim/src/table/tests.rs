@@ -9,8 +9,6 @@ use nvshare_tests::{
 
 use super::*;
 
-
-
 fn text(name: &CStr) -> &str {
     name.to_str().unwrap()
 }
@@ -35,7 +33,8 @@ fn every_row_is_an_entry_point_of_the_driver_with_its_version_and_stream() {
     for row in rows() {
         let (name, symbol) = (text(row.name), text(row.symbol));
         let row = EntryPoint { name, version: row.from, per_thread: is_per_thread(row), symbol };
-        let like: Vec<_> = known.iter().filter(|point| point.name == name || point.symbol == symbol).collect();
+        let like: Vec<_> =
+            known.iter().filter(|point| point.name == name || point.symbol == symbol).collect();
         assert!(known.contains(&row), "{row:?} is none of {like:?}");
     }
 }
@@ -120,10 +119,8 @@ fn wrappers_take_the_arguments_of_nvidias_headers_and_no_function_there_is_unkno
             }
         }
     }
-    let known: BTreeSet<headers::Key> = entry_points()
-        .iter()
-        .map(|point| (point.name.to_owned(), point.version, point.per_thread))
-        .collect();
+    let known: BTreeSet<headers::Key> =
+        entry_points().iter().map(|point| (point.name.to_owned(), point.version, point.per_thread)).collect();
     let unknown: Vec<_> = signatures.keys().filter(|key| !known.contains(*key)).collect();
     assert!(
         unknown.is_empty(),

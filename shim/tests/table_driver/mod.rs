@@ -40,9 +40,14 @@ pub(crate) fn folder() -> &'static Path {
         }
         let mut names: Vec<_> = symbols.into_iter().map(|(symbol, index)| (index, symbol)).collect();
         names.sort_unstable();
-        let names: String = names.iter().map(|(index, symbol)| format!("    {index} {symbol}\n")).collect();
+        let names: Vec<_> = names.iter().map(|(index, symbol)| format!("    {index} {symbol}")).collect();
+        let names = names.join("\n");
         let text = include_str!("driver.rs");
-        fs::write(folder.join("driver.rs"), format!("{text}table! {{\nfunctions:\n{names}keys:\n{keys}}}\n")).unwrap();
+        fs::write(
+            folder.join("driver.rs"),
+            format!("{text}table! {{\nfunctions:\n{names}\nkeys:\n{keys}}}\n"),
+        )
+        .unwrap();
         let link = "-Clink-args=-Wl,-soname,libcuda.so.1 -Wl,-Bsymbolic";
         // Compiled beside its place: another run of these tests may have the last one loaded.
         let fresh = folder.join(format!("driver-{}", std::process::id()));
@@ -85,7 +90,7 @@ pub(crate) fn result(cuda: &Cuda, symbol: &str) -> i32 {
 }
 
 /// Memory for whatever a function may read behind a pointer.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 #[repr(C, align(16))]
 pub(crate) struct Cell(pub(crate) [u64; 32]);
 
@@ -95,16 +100,16 @@ pub(crate) struct Arguments {
     pub(crate) words: [u64; WORDS],
     widths: Vec<u64>,
     /// What pointers point at, in the order of the arguments.
-    _cells: Vec<Box<Cell>>,
+    _cells: Vec<Cell>,
 }
 
 impl Arguments {
     /// Arguments whose stream is `stream`, and whose device addresses and memory `shape` may change.
     pub(crate) fn new(function: &Function, stream: u64, shape: impl Fn(char, &mut u64, &mut Cell)) -> Self {
-        let (mut words, mut widths, mut cells) = ([0; WORDS], Vec::new(), Vec::new());
-        for (at, letter) in function.arguments.chars().enumerate() {
+        let (mut words, mut widths) = ([0; WORDS], Vec::new());
+        let mut cells = vec![Cell([0; 32]); function.arguments.len()];
+        for ((at, letter), cell) in function.arguments.chars().enumerate().zip(&mut cells) {
             let at_64 = at as u64;
-            let mut cell = Box::new(Cell([0; 32]));
             if letter == 'c' {
                 // `CUlaunchConfig::hStream`.
                 cell.0[4] = stream;
@@ -122,9 +127,8 @@ impl Arguments {
                 other => panic!("{} has an argument {other}", function.symbol),
             };
             words[at] = value;
-            shape(letter, &mut words[at], &mut cell);
+            shape(letter, &mut words[at], cell);
             widths.push(width);
-            cells.push(cell);
         }
         Self { words, widths, _cells: cells }
     }
@@ -133,12 +137,15 @@ impl Arguments {
     pub(crate) fn call(&self, function: *mut c_void) -> i32 {
         // SAFETY: integers, pointers and two-word structs travel alike, and surplus arguments are the caller's own.
         let function: Any = unsafe { std::mem::transmute(function) };
-        let [a, b, c, d, e, f, g, h, i, j, k, l] = self.words;
-        function(a, b, c, d, e, f, g, h, i, j, k, l)
+        let w = &self.words;
+        function(w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7], w[8], w[9], w[10], w[11])
     }
 
     /// Whether these are the arguments that arrived.
     pub(crate) fn arrived(&self, words: &[u64; WORDS]) -> bool {
-        self.widths.iter().zip(self.words.iter().zip(words)).all(|(width, (sent, came))| sent & width == came & width)
+        self.widths
+            .iter()
+            .zip(self.words.iter().zip(words))
+            .all(|(width, (sent, came))| sent & width == came & width)
     }
 }

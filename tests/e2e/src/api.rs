@@ -88,8 +88,16 @@ pub fn functions() -> Vec<Function> {
             let mut columns = row.split_whitespace();
             let symbol = columns.next().unwrap_or_default();
             let arguments = columns.next();
-            assert!(arguments.is_some() == hooked && columns.next().is_none(), "columns of a {group} row: {line}");
-            found.push(Function { symbol, hooked, group, arguments: arguments.unwrap_or("").trim_matches('-') });
+            assert!(
+                arguments.is_some() == hooked && columns.next().is_none(),
+                "columns of a {group} row: {line}"
+            );
+            found.push(Function {
+                symbol,
+                hooked,
+                group,
+                arguments: arguments.unwrap_or("").trim_matches('-'),
+            });
         } else {
             let (heading, reason) = line.split_once(": ").unwrap_or_else(|| panic!("no reason: {line}"));
             let (verdict, name) = heading.split_once(' ').unwrap_or_else(|| panic!("no group: {line}"));

@@ -15,11 +15,19 @@ pub fn signatures(package: &Path) -> BTreeMap<Key, String> {
     let cuda = find(package, "cuda.h");
     let read = |name: &str| {
         let path = cuda.with_file_name(name);
-        without_comments(&fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display())))
+        without_comments(
+            &fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display())),
+        )
     };
     let types = read("cuda.h");
     let mut found = BTreeMap::new();
-    for header in ["cudaTypedefs.h", "cudaGLTypedefs.h", "cudaEGLTypedefs.h", "cudaVDPAUTypedefs.h", "cudaProfilerTypedefs.h"] {
+    for header in [
+        "cudaTypedefs.h",
+        "cudaGLTypedefs.h",
+        "cudaEGLTypedefs.h",
+        "cudaVDPAUTypedefs.h",
+        "cudaProfilerTypedefs.h",
+    ] {
         for statement in read(header).split(';') {
             let Some((_, rest)) = statement.split_once("*PFN_") else { continue };
             let Some((name, arguments)) = rest.split_once(')') else { continue };
@@ -46,7 +54,10 @@ fn without_comments(text: &str) -> String {
 
 fn letters(arguments: &str, types: &str) -> String {
     let words = |argument: &str| argument.split_whitespace().map(str::to_owned).collect::<Vec<_>>().join(" ");
-    arguments.split(',').map(words).filter(|argument| !argument.is_empty() && argument != "void")
+    arguments
+        .split(',')
+        .map(words)
+        .filter(|argument| !argument.is_empty() && argument != "void")
         .map(|argument| letter(&argument, types))
         .collect()
 }
@@ -63,8 +74,12 @@ fn letter(declaration: &str, types: &str) -> char {
         "CUstream" => 's',
         "CUdeviceptr" | "CUdeviceptr_v2" => 'd',
         "size_t" => 'z',
-        "unsigned long long" | "cuuint64_t" | "CUmemGenericAllocationHandle" | "CUmemGenericAllocationHandle_v1" => 'q',
-        "int" | "unsigned int" | "cuuint32_t" | "CUdevice" | "CUdevice_v1" | "CUdeviceptr_v1" | "VdpDevice" => 'u',
+        "unsigned long long"
+        | "cuuint64_t"
+        | "CUmemGenericAllocationHandle"
+        | "CUmemGenericAllocationHandle_v1" => 'q',
+        "int" | "unsigned int" | "cuuint32_t" | "CUdevice" | "CUdevice_v1" | "CUdeviceptr_v1"
+        | "VdpDevice" => 'u',
         "unsigned short" => 'h',
         "unsigned char" => 'b',
         "CUmemLocation" | "CUmemLocation_v1" => 'l',
