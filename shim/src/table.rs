@@ -181,14 +181,12 @@ pub(crate) fn by_answer(
     let wanted = if flags & PER_THREAD_STREAM == 0 { Flavour::Legacy } else { Flavour::PerThread };
     let rows = Index::get().of(name);
     // The flavour that was asked for comes first: a driver may have one function for both.
-    let ordered = || {
-        let of_flavour = |wished| rows.clone().filter(move |row| (row.flavour == wanted) == wished);
-        of_flavour(true).chain(of_flavour(false))
-    };
-    // Nearly always the answer is the function that the driver exports; only if not is the driver asked again.
-    let row = ordered()
-        .find(|row| row.real().get() == Some(answer))
-        .or_else(|| ordered().find(|row| ask(row.name, row.from, row.flags()) == answer))?;
+    let row = [true, false].into_iter().find_map(|wished| {
+        let mut rows = rows.clone().filter(|row| (row.flavour == wanted) == wished);
+        // Nearly always the answer is the function that the driver exports; only if not is the driver asked again.
+        let exported = rows.clone().find(|row| row.real().get() == Some(answer));
+        exported.or_else(|| rows.find(|row| ask(row.name, row.from, row.flags()) == answer))
+    })?;
     row.real().remember(answer);
     Some(row)
 }

@@ -118,6 +118,27 @@ fn what_is_newer_or_asked_for_by_its_full_name_is_recognised_by_what_the_driver_
     assert_eq!(cuda.query("", 0, 0).1, std::ptr::null_mut());
 }
 
+#[test]
+fn a_look_up_that_the_driver_refuses_leaves_what_the_program_had_there() {
+    const TEST: &str = "a_look_up_that_the_driver_refuses_leaves_what_the_program_had_there";
+    if role().is_none() {
+        passed(&shimmed(TEST, "main", nobody()).output().unwrap());
+        return;
+    }
+    let cuda = Cuda::load();
+    // SAFETY: the types are those of the driver's functions.
+    unsafe {
+        let address: extern "C" fn(*const i8) -> usize = std::mem::transmute(cuda.symbol("fake_address"));
+        let real = address(c"cuLaunchKernel".as_ptr().cast());
+        let get: extern "C" fn(*const i8, *mut usize, i32, u64, *mut u32) -> i32 =
+            std::mem::transmute(cuda.symbol("cuGetProcAddress_v2"));
+        // A version above the driver's.
+        let (mut place, mut status) = (real, 77);
+        assert_eq!(get(c"cuLaunchKernel".as_ptr().cast(), &raw mut place, 99000, 0, &raw mut status), 1);
+        assert_eq!((place, status), (real, 77));
+    }
+}
+
 /// C12, and a driver function that submits through another one.
 #[test]
 fn a_driver_that_looks_up_and_calls_its_own_functions_through_the_loader_does_not_hang() {

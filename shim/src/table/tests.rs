@@ -157,3 +157,11 @@ fn an_answer_that_no_row_explains_stays_unwrapped() {
     assert!(by_answer(c"cuMemPrefetchAsync", 0, newer, |_, _, _| old).is_none());
     assert!(by_answer(c"cuSomethingElse", 0, newer, |_, _, _| newer).is_none());
 }
+
+#[test]
+fn where_a_driver_has_one_function_for_both_default_streams_the_flavour_asked_for_counts() {
+    let one_for_both = 0x3000 as Ptr;
+    let of = |flags| by_answer(c"cuGraphUpload", flags, one_for_both, |_, _, _| one_for_both).unwrap();
+    assert_eq!(of(0).symbol, c"cuGraphUpload");
+    assert_eq!(of(PER_THREAD_STREAM).symbol, c"cuGraphUpload_ptsz");
+}

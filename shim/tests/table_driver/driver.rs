@@ -110,6 +110,12 @@ pub unsafe extern "C" fn fake_result(name: *const c_char) -> c_int {
     result(index_of(unsafe { CStr::from_ptr(name) }.to_str().unwrap()))
 }
 
+/// A function itself, past all look-ups.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fake_address(name: *const c_char) -> Ptr {
+    FUNCTIONS[index_of(unsafe { CStr::from_ptr(name) }.to_str().unwrap())].address as *const () as Ptr
+}
+
 /// A function of an ABI that nobody has heard of.
 #[unsafe(no_mangle)]
 pub extern "C" fn fake_newer() -> c_int {
