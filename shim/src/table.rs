@@ -131,7 +131,7 @@ impl Index {
     fn new() -> Self {
         let mut names: Vec<_> = rows().map(|row| (row.symbol, row)).collect();
         names.extend(rows().filter(|row| row.name != row.symbol).map(|row| (row.name, row)));
-        names.sort_by_key(|(name, _)| *name);
+        names.sort_unstable_by_key(|(name, _)| *name);
         Self(names)
     }
 
