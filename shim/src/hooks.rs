@@ -81,7 +81,11 @@ macro_rules! gated {
        ($($arg:ident: $ty:ty),* $(,)?) $work:expr;)*) => {
         $crate::hooks::hooks! {$(
             $symbol = $name from $from, $flavour: ($($arg: $ty),*) |real| {
-                let _inside = ::std::option::Option::from($work).map($crate::gate::enter);
+                // Not by `map`: the gate is entered from the wrapper's own frame.
+                let _inside = match ::std::option::Option::from($work) {
+                    Some(work) => Some($crate::gate::enter(work)),
+                    None => None,
+                };
                 real($($arg),*)
             };
         )*}
@@ -94,7 +98,11 @@ macro_rules! blocking {
        ($($arg:ident: $ty:ty),* $(,)?) $work:expr;)*) => {
         $crate::hooks::hooks! {$(
             $symbol = $name from $from, $flavour: ($($arg: $ty),*) |real| {
-                let _inside = ::std::option::Option::from($work).map($crate::gate::enter);
+                // Not by `map`: the gate is entered from the wrapper's own frame.
+                let _inside = match ::std::option::Option::from($work) {
+                    Some(work) => Some($crate::gate::enter(work)),
+                    None => None,
+                };
                 let _syncing = $crate::gate::thread::Syncing::begin();
                 real($($arg),*)
             };
