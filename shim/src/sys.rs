@@ -60,6 +60,15 @@ pub(crate) fn membarrier() -> bool {
     membarrier_command(MEMBARRIER_PRIVATE_EXPEDITED)
 }
 
+/// Whether the calling code runs in a signal handler on a stack of its own.
+pub(crate) fn on_signal_stack() -> bool {
+    // SAFETY: an all-zero structure is a valid place for the answer.
+    unsafe {
+        let mut stack: libc::stack_t = std::mem::zeroed();
+        libc::sigaltstack(std::ptr::null(), &raw mut stack) == 0 && stack.ss_flags & libc::SS_ONSTACK != 0
+    }
+}
+
 fn owned(fd: c_int) -> io::Result<OwnedFd> {
     if fd < 0 {
         return Err(io::Error::last_os_error());

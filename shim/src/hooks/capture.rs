@@ -6,7 +6,7 @@ use super::hooks;
 use crate::{
     abi::{CUresult, Flavour, Ptr, SUCCESS},
     driver,
-    gate::{self, Work},
+    gate,
     state,
 };
 
@@ -16,7 +16,7 @@ macro_rules! beginning {
        ($stream:ident: Ptr $(, $arg:ident: $ty:ty)*);)*) => {
         hooks! {$(
             $symbol = $name from $from, $flavour: ($stream: Ptr $(, $arg: $ty)*) |real| {
-                let _inside = gate::enter(Work::Capture);
+                let _inside = gate::enter_all();
                 let code = real($stream $(, $arg)*);
                 if code == SUCCESS {
                     state::get().captures.began($stream, Flavour::$flavour);
