@@ -194,7 +194,8 @@ fn enter_all_from(frame: Frame) -> InsideAll {
     loop {
         let used = state::get().devices.iter().count();
         let closed = (0..used).find(|&slot| {
-            each[slot] = try_slot(record, slot, frame).ok().map(|before| Inside::uncounted(record, slot, before));
+            each[slot] =
+                try_slot(record, slot, frame).ok().map(|before| Inside::uncounted(record, slot, before));
             each[slot].is_none()
         });
         let Some(closed) = closed else { return InsideAll { _each: each } };

@@ -5,9 +5,7 @@ use std::ffi::c_int;
 use super::hooks;
 use crate::{
     abi::{CUresult, Flavour, Ptr, SUCCESS},
-    driver,
-    gate,
-    state,
+    driver, gate, state,
 };
 
 /// Lines whose call begins a capture.
@@ -19,7 +17,8 @@ macro_rules! beginning {
                 let _inside = gate::enter_all();
                 let code = real($stream $(, $arg)*);
                 if code == SUCCESS {
-                    state::get().captures.began($stream, Flavour::$flavour);
+                    let context = driver::context_of($stream, Flavour::$flavour).ok();
+                    state::get().captures.began($stream, Flavour::$flavour, context);
                 }
                 code
             };
@@ -52,6 +51,13 @@ fn ended(stream: Ptr, flavour: Flavour, code: CUresult) -> CUresult {
     code
 }
 
+fn destroyed(stream: Ptr, code: CUresult) -> CUresult {
+    if code == SUCCESS {
+        state::get().captures.ended(stream, Flavour::Legacy);
+    }
+    code
+}
+
 /// Rows of calls that end one.
 pub(crate) mod ending {
     #[allow(clippy::wildcard_imports, reason = "a group of lines within this file")]
@@ -64,12 +70,11 @@ pub(crate) mod ending {
         cuStreamEndCapture_ptsz = c"cuStreamEndCapture" from 10000, PerThread: (stream: Ptr, graph: *mut Ptr) |real| {
             ended(stream, Flavour::PerThread, real(stream, graph))
         };
+        cuStreamDestroy = c"cuStreamDestroy" from 2000, Legacy: (stream: Ptr) |real| {
+            destroyed(stream, real(stream))
+        };
         cuStreamDestroy_v2 = c"cuStreamDestroy" from 4000, Legacy: (stream: Ptr) |real| {
-            let code = real(stream);
-            if code == SUCCESS {
-                state::get().captures.ended(stream, Flavour::Legacy);
-            }
-            code
+            destroyed(stream, real(stream))
         };
     }
 }
