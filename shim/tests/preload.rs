@@ -1,9 +1,6 @@
 //! The shim as programs meet it: preloaded, before a driver of a few counting functions, with and without an agent.
 #![expect(clippy::unwrap_used, reason = "a failure of the harness fails the test")]
 
-#[path = "preload/agent.rs"]
-mod agent;
-
 use std::{
     io::{BufRead, BufReader, Lines, Write},
     path::{Path, PathBuf},
@@ -11,7 +8,7 @@ use std::{
     sync::OnceLock,
 };
 
-use agent::Agent;
+use nvshare_tests::ScriptedAgent;
 use nvshare_wire::{AgentMessage, ClientMessage, DrainOutcome};
 
 /// Everything that the tests run, built once.
@@ -146,7 +143,7 @@ struct Worker {
 }
 
 impl Worker {
-    fn start(agent: &Agent) -> Self {
+    fn start(agent: &ScriptedAgent) -> Self {
         let mut command = bench().probe(&shim("dev"), "work");
         command.env("NVSHARE_RUN_DIR", agent.dir()).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
@@ -173,19 +170,11 @@ impl Drop for Worker {
 
 const GPU: [u8; 16] = [0xab; 16];
 
-fn greet(agent: &mut Agent, silence_ms: u32) {
-    let (hello, descriptor) = agent.accept();
-    assert!(matches!(hello, ClientMessage::Hello { weight_milli: 1000, .. }), "{hello:?}");
-    assert!(descriptor, "no page came with the greeting");
-    agent.send(&AgentMessage::Welcome { client: 1, silence_ms });
-    assert_eq!(agent.receive(), ClientMessage::UseGpu { slot: 0, gpu: GPU });
-}
-
 #[test]
 fn a_revoked_program_is_drained_and_waits_until_it_is_granted_again() {
-    let mut agent = Agent::new(&bench().dir, "turns");
+    let mut agent = ScriptedAgent::new(&bench().dir, "turns");
     let mut worker = Worker::start(&agent);
-    greet(&mut agent, 60_000);
+    agent.greet();
     worker.tell("0");
     assert_eq!(worker.hear(), "launched 0 3");
 
@@ -208,23 +197,23 @@ fn a_revoked_program_is_drained_and_waits_until_it_is_granted_again() {
 
 #[test]
 fn a_program_runs_on_when_its_agent_goes_away_and_joins_the_next_one() {
-    let mut agent = Agent::new(&bench().dir, "restart");
+    let mut agent = ScriptedAgent::new(&bench().dir, "restart");
     let mut worker = Worker::start(&agent);
-    greet(&mut agent, 60_000);
+    agent.greet();
     agent.send(&AgentMessage::Revoke { gpu: GPU, epoch: 1, drain_ms: 20_000, shortfall: 0 });
     assert!(matches!(agent.receive(), ClientMessage::Revoked { outcome: DrainOutcome::Drained, .. }));
     worker.tell("0");
     assert!(matches!(agent.receive(), ClientMessage::Waiting { threads: 1, .. }));
     agent.hang_up();
     assert_eq!(worker.hear(), "launched 0 3");
-    greet(&mut agent, 60_000);
+    agent.greet();
 }
 
 #[test]
 fn an_agent_that_falls_silent_holds_nobody() {
-    let mut agent = Agent::new(&bench().dir, "silent");
+    let mut agent = ScriptedAgent::new(&bench().dir, "silent");
     let mut worker = Worker::start(&agent);
-    greet(&mut agent, 300);
+    agent.greet_for(300);
     agent.send(&AgentMessage::Revoke { gpu: GPU, epoch: 1, drain_ms: 20_000, shortfall: 0 });
     assert!(matches!(agent.receive(), ClientMessage::Revoked { .. }));
     worker.tell("0");
@@ -233,9 +222,9 @@ fn an_agent_that_falls_silent_holds_nobody() {
 
 #[test]
 fn a_forked_child_has_open_gates_and_no_part_in_its_parents_session() {
-    let mut agent = Agent::new(&bench().dir, "fork");
+    let mut agent = ScriptedAgent::new(&bench().dir, "fork");
     let mut worker = Worker::start(&agent);
-    greet(&mut agent, 60_000);
+    agent.greet();
     agent.send(&AgentMessage::Revoke { gpu: GPU, epoch: 1, drain_ms: 20_000, shortfall: 0 });
     assert!(matches!(agent.receive(), ClientMessage::Revoked { outcome: DrainOutcome::Drained, .. }));
     worker.tell("fork");

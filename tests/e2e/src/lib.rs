@@ -10,6 +10,7 @@ pub mod cuda;
 pub mod process;
 pub mod program;
 pub mod scene;
+pub mod scripted;
 pub mod simulator;
 pub mod workload;
 
@@ -18,6 +19,7 @@ pub use binaries::Binaries;
 pub use cuda::Cuda;
 pub use process::{monotonic_ms, wait_until};
 pub use scene::Scene;
+pub use scripted::ScriptedAgent;
 pub use simulator::{Simulator, SimulatorOptions};
 pub use workload::{Workload, WorkloadOptions};
 
