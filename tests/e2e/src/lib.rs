@@ -7,6 +7,7 @@
 pub mod agent;
 pub mod binaries;
 pub mod cuda;
+pub mod denied;
 pub mod process;
 pub mod program;
 pub mod scene;

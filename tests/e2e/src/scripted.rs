@@ -173,6 +173,19 @@ impl ScriptedAgent {
         });
     }
 
+    /// Reads until the client has ended the session; `false` if it does not.
+    pub fn is_hung_up(&mut self) -> bool {
+        let client = self.client.as_mut().unwrap();
+        let mut rest = [0u8; 1024];
+        loop {
+            match client.read(&mut rest) {
+                Ok(0) => return true,
+                Ok(_) => {}
+                Err(error) => return error.kind() == std::io::ErrorKind::ConnectionReset,
+            }
+        }
+    }
+
     /// Ends the session.
     pub fn hang_up(&mut self) {
         self.client = None;
