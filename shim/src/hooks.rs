@@ -22,7 +22,8 @@ use crate::log::error;
 /// Writes the exports and the table rows of one file.
 ///
 /// A line reads `symbol = "name" from version, Flavour: (arguments) |real| body;`. The body runs with `real` bound to
-/// the driver's function, already typed, and may call it as `real(arguments)`.
+/// the driver's function, already typed, and may call it as `real(arguments)`. A thread that is cancelled in the driver unwinds
+/// through here, which a plain `extern "C"` function would turn into an abort.
 macro_rules! hooks {
     ($($symbol:ident = $name:literal from $from:literal, $flavour:ident:
        ($($arg:ident: $ty:ty),* $(,)?) |$real:ident| $body:expr;)*) => {
@@ -38,7 +39,7 @@ macro_rules! hooks {
                         Ok(symbol) => symbol,
                         Err(_) => panic!("an identifier holds no zero byte"),
                     });
-                pub(super) type Function = unsafe extern "C" fn($($ty),*) -> $crate::abi::CUresult;
+                pub(super) type Function = unsafe extern "C-unwind" fn($($ty),*) -> $crate::abi::CUresult;
             }
 
             /// As the driver's function of this name.
@@ -46,7 +47,7 @@ macro_rules! hooks {
             /// # Safety
             /// As for the driver's function.
             #[cfg_attr(not(test), unsafe(no_mangle))]
-            pub unsafe extern "C" fn $symbol($($arg: $ty),*) -> $crate::abi::CUresult {
+            pub unsafe extern "C-unwind" fn $symbol($($arg: $ty),*) -> $crate::abi::CUresult {
                 let Some(address) = $symbol::REAL.get() else { return $crate::abi::NO_DRIVER };
                 // SAFETY: the row's symbol has this signature in every driver that exports it.
                 let function = unsafe { ::std::mem::transmute::<$crate::abi::Ptr, $symbol::Function>(address) };

@@ -5,9 +5,7 @@ use std::ffi::c_int;
 use super::hooks;
 use crate::{
     abi::{CUresult, Flavour, Ptr, SUCCESS},
-    driver,
-    gate::{self, Work},
-    state,
+    driver, gate, state,
 };
 
 /// Lines whose call begins a capture.
@@ -16,10 +14,11 @@ macro_rules! beginning {
        ($stream:ident: Ptr $(, $arg:ident: $ty:ty)*);)*) => {
         hooks! {$(
             $symbol = $name from $from, $flavour: ($stream: Ptr $(, $arg: $ty)*) |real| {
-                let _inside = gate::enter(Work::Capture);
+                let _inside = gate::enter_all();
                 let code = real($stream $(, $arg)*);
                 if code == SUCCESS {
-                    state::get().captures.began($stream, Flavour::$flavour);
+                    let context = driver::context_of($stream, Flavour::$flavour).ok();
+                    state::get().captures.began($stream, Flavour::$flavour, context);
                 }
                 code
             };
@@ -58,6 +57,13 @@ fn ended(stream: Ptr, flavour: Flavour, code: CUresult) -> CUresult {
     code
 }
 
+fn destroyed(stream: Ptr, code: CUresult) -> CUresult {
+    if code == SUCCESS {
+        state::get().captures.ended(stream, Flavour::Legacy);
+    }
+    code
+}
+
 /// Rows of calls that end one.
 pub(crate) mod ending {
     #[allow(clippy::wildcard_imports, reason = "a group of lines within this file")]
@@ -76,12 +82,11 @@ pub(crate) mod ending {
         cuStreamEndCaptureToCig_ptsz = c"cuStreamEndCaptureToCig" from 13010, PerThread: (stream: Ptr) |real| {
             ended(stream, Flavour::PerThread, real(stream))
         };
+        cuStreamDestroy = c"cuStreamDestroy" from 2000, Legacy: (stream: Ptr) |real| {
+            destroyed(stream, real(stream))
+        };
         cuStreamDestroy_v2 = c"cuStreamDestroy" from 4000, Legacy: (stream: Ptr) |real| {
-            let code = real(stream);
-            if code == SUCCESS {
-                state::get().captures.ended(stream, Flavour::Legacy);
-            }
-            code
+            destroyed(stream, real(stream))
         };
     }
 }

@@ -17,6 +17,11 @@ pub struct Cuda {
     module: usize,
 }
 
+// SAFETY: the handle of a library that is never closed; look-ups may be made by any thread.
+unsafe impl Send for Cuda {}
+// SAFETY: as above.
+unsafe impl Sync for Cuda {}
+
 /// Calls a driver function by name, ABI version and argument types; gives its result code.
 #[macro_export]
 macro_rules! call {
@@ -105,6 +110,18 @@ impl Cuda {
         call!(self, "cuLaunchKernel" 4000,
             self.kernel(kernel) => usize, 1 => u32, 1 => u32, 1 => u32, 32 => u32, 1 => u32, 1 => u32, 0 => u32,
             stream => usize, pointers.as_mut_ptr() => *mut *const u64, std::ptr::null_mut() => *mut c_void)
+    }
+
+    /// The calling thread's current context.
+    pub fn context(&self) -> usize {
+        let mut context = 0;
+        assert_eq!(call!(self, "cuCtxGetCurrent" 4000, &raw mut context => *mut usize), 0);
+        context
+    }
+
+    /// Makes a context the calling thread's current one.
+    pub fn set_context(&self, context: usize) {
+        assert_eq!(call!(self, "cuCtxSetCurrent" 4000, context => usize), 0);
     }
 
     /// A block of `cuMemAlloc`.

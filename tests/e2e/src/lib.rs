@@ -9,6 +9,7 @@ pub mod api;
 pub mod binaries;
 pub mod compile;
 pub mod cuda;
+pub mod denied;
 pub mod headers;
 pub mod process;
 pub mod program;
