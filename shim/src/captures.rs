@@ -17,16 +17,18 @@ struct Capture {
     stream: usize,
     owner: Option<ThreadId>,
     begun_by: ThreadId,
+    /// The stream's context, 0 if the driver does not say.
+    context: usize,
 }
 
 impl Capture {
-    fn of(stream: Ptr, flavour: Flavour) -> Self {
+    fn of(stream: Ptr, flavour: Flavour, context: usize) -> Self {
         let stream = stream as usize;
         let mine = thread::current().id();
         let per_thread = stream == STREAM_PER_THREAD || (stream == 0 && flavour == Flavour::PerThread);
         // Both handles of the per-thread stream name the same stream.
         let stream = if per_thread { STREAM_PER_THREAD } else { stream };
-        Self { stream, owner: per_thread.then_some(mine), begun_by: mine }
+        Self { stream, owner: per_thread.then_some(mine), begun_by: mine, context }
     }
 
     fn is_same_stream(&self, other: &Self) -> bool {
@@ -42,9 +44,9 @@ pub(crate) struct Captures {
 }
 
 impl Captures {
-    /// A capture of this stream began.
-    pub(crate) fn began(&self, stream: Ptr, flavour: Flavour) {
-        let capture = Capture::of(stream, flavour);
+    /// A capture of this stream began, in this context if that is known.
+    pub(crate) fn began(&self, stream: Ptr, flavour: Flavour, context: Option<Ptr>) {
+        let capture = Capture::of(stream, flavour, context.map_or(0, |context| context as usize));
         self.change(|open| {
             open.retain(|other| !other.is_same_stream(&capture));
             open.push(capture);
@@ -54,8 +56,15 @@ impl Captures {
     /// No capture of this stream is open any more.
     pub(crate) fn ended(&self, stream: Ptr, flavour: Flavour) {
         if self.any() {
-            let capture = Capture::of(stream, flavour);
+            let capture = Capture::of(stream, flavour, 0);
             self.change(|open| open.retain(|other| !other.is_same_stream(&capture)));
+        }
+    }
+
+    /// A context is gone, and its streams and their captures with it.
+    pub(crate) fn context_gone(&self, context: usize) {
+        if self.any() {
+            self.change(|open| open.retain(|other| other.context == 0 || other.context != context));
         }
     }
 
@@ -90,8 +99,8 @@ mod tests {
     #[test]
     fn a_capture_is_open_until_its_own_stream_ends_it() {
         let captures = Captures::default();
-        captures.began(0x10 as Ptr, Flavour::Legacy);
-        captures.began(0x20 as Ptr, Flavour::Legacy);
+        captures.began(0x10 as Ptr, Flavour::Legacy, None);
+        captures.began(0x20 as Ptr, Flavour::Legacy, None);
         captures.ended(0x10 as Ptr, Flavour::Legacy);
         captures.ended(0x30 as Ptr, Flavour::Legacy);
         assert!(captures.any());
@@ -102,7 +111,7 @@ mod tests {
     #[test]
     fn a_per_thread_stream_is_another_one_in_each_thread() {
         let captures = Captures::default();
-        captures.began(std::ptr::null_mut(), Flavour::PerThread);
+        captures.began(std::ptr::null_mut(), Flavour::PerThread, None);
         thread::scope(|scope| {
             scope.spawn(|| captures.ended(std::ptr::null_mut(), Flavour::PerThread));
         });
@@ -114,9 +123,21 @@ mod tests {
     }
 
     #[test]
+    fn captures_go_with_the_context_of_their_stream() {
+        let captures = Captures::default();
+        captures.began(0x10 as Ptr, Flavour::Legacy, Some(0xc0 as Ptr));
+        captures.began(0x20 as Ptr, Flavour::Legacy, None);
+        captures.context_gone(0xc1);
+        captures.ended(0x20 as Ptr, Flavour::Legacy);
+        assert!(captures.any());
+        captures.context_gone(0xc0);
+        assert!(!captures.any());
+    }
+
+    #[test]
     fn only_the_thread_that_began_a_capture_calls_it_its_own() {
         let captures = Captures::default();
-        captures.began(0x10 as Ptr, Flavour::Legacy);
+        captures.began(0x10 as Ptr, Flavour::Legacy, None);
         assert!(captures.mine());
         thread::scope(|scope| {
             scope.spawn(|| assert!(!captures.mine()));

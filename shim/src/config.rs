@@ -1,7 +1,12 @@
 //! What the environment says, read once at the first CUDA look-up. A bad value is named in one line and
 //! the default holds.
 
-use std::{ffi::OsString, path::PathBuf, sync::OnceLock};
+use std::{
+    ffi::OsString,
+    path::PathBuf,
+    ptr,
+    sync::atomic::{AtomicPtr, Ordering},
+};
 
 use crate::log::{self, Level, warning};
 
@@ -51,17 +56,37 @@ impl Default for Config {
     }
 }
 
+static CONFIG: AtomicPtr<Config> = AtomicPtr::new(ptr::null_mut());
+
 /// The settings, read from the environment by the first caller.
 pub(crate) fn get() -> &'static Config {
-    static CONFIG: OnceLock<Config> = OnceLock::new();
-    CONFIG.get_or_init(|| {
-        let (config, complaints) = Config::read(|name| std::env::var_os(name));
-        log::set_level(config.level);
-        for complaint in complaints {
-            warning!("{complaint}");
+    // SAFETY: stored settings are never freed.
+    unsafe { CONFIG.load(Ordering::Acquire).as_ref() }.unwrap_or_else(read)
+}
+
+/// Two first callers both read, and one is heard: a child that is forked meanwhile has nobody to wait for.
+#[cold]
+fn read() -> &'static Config {
+    let (config, complaints) = Config::read(|name| std::env::var_os(name));
+    let level = config.level;
+    let new = Box::into_raw(Box::new(config));
+    match CONFIG.compare_exchange(ptr::null_mut(), new, Ordering::AcqRel, Ordering::Acquire) {
+        Ok(_) => {
+            log::set_level(level);
+            for complaint in complaints {
+                warning!("{complaint}");
+            }
+            // SAFETY: just made, never freed.
+            unsafe { &*new }
         }
-        config
-    })
+        Err(other) => {
+            // SAFETY: nobody else has seen `new`; `other` are the settings that won.
+            unsafe {
+                drop(Box::from_raw(new));
+                &*other
+            }
+        }
+    }
 }
 
 impl Config {

@@ -1,4 +1,6 @@
-//! The GPUs that this process uses, in the order in which it began to, and the contexts it has on them.
+//! The GPUs that this process uses, in the order in which it began to.
+
+mod contexts;
 
 use std::sync::{
     Mutex, MutexGuard, OnceLock, PoisonError,
@@ -8,10 +10,12 @@ use std::sync::{
 use nvshare_wire::{GpuUuid, page::SLOTS};
 
 use crate::{
-    abi::{CUdevice, CUresult, Ptr},
+    abi::{CUdevice, CUresult},
     driver, gate,
     log::{info, warning},
 };
+use contexts::Contexts;
+pub(crate) use contexts::{Drained, Leaving};
 
 /// One GPU in use.
 #[derive(Debug)]
@@ -22,20 +26,8 @@ pub(crate) struct Device {
     pub(crate) uuid: GpuUuid,
     /// Its memory in bytes.
     pub(crate) total: u64,
-    contexts: Mutex<Vec<Context>>,
-    /// Held while contexts are being drained, and to take one away.
-    draining: Mutex<()>,
-}
-
-/// One context of the program.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Context {
-    /// The driver's handle.
-    pub(crate) handle: usize,
-    /// How often the program retained it; `None` for a context that it created.
-    retained: Option<u32>,
-    /// A stream of ours in it; 0 until one is needed. It goes with the context.
-    stream: usize,
+    /// The program's contexts on it.
+    pub(crate) contexts: Contexts,
 }
 
 /// The GPUs in use. Slots are taken in order and never given back.
@@ -110,130 +102,7 @@ impl Device {
             ordinal,
             uuid: driver::uuid(ordinal)?,
             total: driver::total_memory(ordinal)?,
-            contexts: Mutex::default(),
-            draining: Mutex::default(),
+            contexts: Contexts::new(ordinal),
         })
-    }
-
-    /// The program created a context.
-    pub(crate) fn created(&self, context: Ptr) {
-        lock(&self.contexts).push(Context { handle: context as usize, retained: None, stream: 0 });
-    }
-
-    /// The program retained the primary context.
-    pub(crate) fn retained(&self, context: Ptr) {
-        let mut contexts = lock(&self.contexts);
-        let handle = context as usize;
-        match contexts.iter_mut().find(|known| known.handle == handle) {
-            Some(known) => known.retained = known.retained.map(|times| times.saturating_add(1)),
-            None => contexts.push(Context { handle, retained: Some(1), stream: 0 }),
-        }
-    }
-
-    /// The program is about to release the primary context once; it goes when it was released as often as it
-    /// was retained. The guard keeps a drain away until the driver has done it.
-    pub(crate) fn releasing(&self) -> MutexGuard<'_, ()> {
-        self.remove(|context| match &mut context.retained {
-            None => false,
-            Some(times) => {
-                *times = times.saturating_sub(1);
-                *times == 0
-            }
-        })
-    }
-
-    /// The program is about to reset the primary context, however often it was retained.
-    pub(crate) fn resetting(&self) -> MutexGuard<'_, ()> {
-        self.remove(|context| context.retained.is_some())
-    }
-
-    /// The program is about to destroy this context.
-    pub(crate) fn destroying(&self, context: Ptr) -> MutexGuard<'_, ()> {
-        self.remove(|known| known.retained.is_none() && known.handle == context as usize)
-    }
-
-    fn remove(&self, mut goes: impl FnMut(&mut Context) -> bool) -> MutexGuard<'_, ()> {
-        // The drain holds this lock only while it waits for work of these very contexts, which the driver's own
-        // destruction would wait for as well.
-        let guard = lock(&self.draining);
-        lock(&self.contexts).retain_mut(|context| !goes(context));
-        guard
-    }
-
-    /// Our own stream in a context of this GPU that is the calling thread's current one.
-    pub(crate) fn own_stream(&self, context: Ptr) -> Option<Ptr> {
-        let mut contexts = lock(&self.contexts);
-        let known = contexts.iter_mut().find(|known| known.handle == context as usize)?;
-        if known.stream == 0 {
-            known.stream = driver::make_stream().ok()? as usize;
-        }
-        Some(known.stream as Ptr)
-    }
-
-    /// Whether this context is one of this GPU's.
-    pub(crate) fn has(&self, context: Ptr) -> bool {
-        lock(&self.contexts).iter().any(|known| known.handle == context as usize)
-    }
-
-    /// How many contexts there are.
-    pub(crate) fn contexts(&self) -> usize {
-        lock(&self.contexts).len()
-    }
-
-    /// Waits until everything submitted to this GPU has finished. For a thread that may block.
-    pub(crate) fn drain(&self) -> Result<(), CUresult> {
-        let _guard = lock(&self.draining);
-        let contexts = lock(&self.contexts).clone();
-        for context in contexts {
-            if context.retained.is_some() && !driver::primary_is_active(self.ordinal) {
-                // Released behind our back; touching it would bring it to life.
-                continue;
-            }
-            driver::synchronise(context.handle as Ptr)?;
-        }
-        Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn device() -> Device {
-        Device {
-            ordinal: 0,
-            uuid: [7; 16],
-            total: 1 << 30,
-            contexts: Mutex::default(),
-            draining: Mutex::default(),
-        }
-    }
-
-    #[test]
-    fn the_primary_context_goes_with_its_last_release() {
-        let device = device();
-        let primary = 0x10 as Ptr;
-        device.retained(primary);
-        device.retained(primary);
-        drop(device.releasing());
-        assert!(device.has(primary));
-        drop(device.releasing());
-        assert!(!device.has(primary));
-        device.retained(primary);
-        device.retained(primary);
-        drop(device.resetting());
-        assert_eq!(device.contexts(), 0);
-    }
-
-    #[test]
-    fn a_created_context_goes_when_it_is_destroyed_and_not_before() {
-        let device = device();
-        device.created(0x20 as Ptr);
-        device.created(0x30 as Ptr);
-        device.retained(0x10 as Ptr);
-        drop(device.releasing());
-        assert_eq!(device.contexts(), 2);
-        drop(device.destroying(0x20 as Ptr));
-        assert!(!device.has(0x20 as Ptr) && device.has(0x30 as Ptr));
     }
 }

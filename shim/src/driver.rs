@@ -168,6 +168,28 @@ pub(crate) fn primary_is_active(device: CUdevice) -> bool {
         && active != 0
 }
 
+/// Retains a device's primary context.
+pub(crate) fn retain_primary(device: CUdevice) -> Outcome<Ptr> {
+    let mut context: Ptr = ptr::null_mut();
+    call!(c"cuDevicePrimaryCtxRetain"(&raw mut context, device): fn(*mut Ptr, CUdevice)).map(|()| context)
+}
+
+/// Releases it once.
+pub(crate) fn release_primary(device: CUdevice) -> Outcome {
+    call!(c"cuDevicePrimaryCtxRelease_v2"(device): fn(CUdevice))
+        .or_else(|_| call!(c"cuDevicePrimaryCtxRelease"(device): fn(CUdevice)))
+}
+
+/// The context of a stream.
+pub(crate) fn context_of(stream: Ptr, flavour: Flavour) -> Outcome<Ptr> {
+    let mut context: Ptr = ptr::null_mut();
+    match flavour {
+        Flavour::Legacy => call!(c"cuStreamGetCtx"(stream, &raw mut context): fn(Ptr, *mut Ptr)),
+        Flavour::PerThread => call!(c"cuStreamGetCtx_ptsz"(stream, &raw mut context): fn(Ptr, *mut Ptr)),
+    }
+    .map(|()| context)
+}
+
 /// Waits until everything submitted to a context has finished.
 pub(crate) fn synchronise(context: Ptr) -> Outcome {
     call!(c"cuCtxPushCurrent_v2"(context): fn(Ptr))?;

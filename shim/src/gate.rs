@@ -3,8 +3,8 @@
 //! **Problem.** A kernel launch takes about two microseconds, so asking for permission has to cost
 //! nanoseconds; yet when the agent takes the GPU away, "no launch is under way" must be a fact.
 //!
-//! **Approach.** Asymmetric: a launching thread writes only its own counter and loads one word. The revoker
-//! closes the word, makes every thread of the process pass a barrier (`membarrier`), and sums the counters.
+//! **Approach.** Asymmetric ([`protocol`]): a launching thread writes only its own mark and loads one word. The revoker
+//! closes the word, makes every thread of the process pass a barrier (`membarrier`), and looks at the marks.
 //! Where the kernel has no `membarrier`, the word keeps [`FENCED`] and each entry pays for a fence. The proof is
 //! in `docs/gate.md`.
 //!
@@ -12,16 +12,22 @@
 //! device up. As soon as a second GPU is in use the word keeps [`MANY`], and each entry asks the driver for
 //! the device of the current context.
 //!
-//! **Invariants.** After `close` and a sum of zero, no thread is between `enter` and `leave` on that GPU, except
-//! work for an open capture, which is no GPU work. A thread inside may enter again: the driver may call our
+//! **Invariants.** After `close` and no mark set, no thread is between entering and leaving on that GPU, except
+//! with work for an open capture, which is no GPU work. A thread inside may enter again: the driver may call our
 //! exports itself. No wait is endless: what nobody answers opens by itself ([`silence`]).
 
+mod protocol;
 pub(crate) mod silence;
 pub(crate) mod thread;
 
+/// What [`protocol`] is made of.
+mod sync {
+    pub(super) use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering, compiler_fence, fence};
+}
+
 use std::{
     marker::PhantomData,
-    sync::atomic::{AtomicU32, Ordering, compiler_fence, fence},
+    sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
@@ -31,10 +37,9 @@ use crate::{
     abi::{CUdeviceptr, Flavour, Ptr},
     driver, state, sys,
 };
-use thread::Record;
+use protocol::{CLOSED, Word};
+use thread::{Frame, Record};
 
-/// The gate is closed.
-const CLOSED: u32 = 1;
 /// Entering takes a fence, because this process cannot use `membarrier`.
 const FENCED: u32 = 2;
 /// The process uses several GPUs; only in the first word.
@@ -43,12 +48,13 @@ const MANY: u32 = 4;
 /// The gate of one GPU.
 #[derive(Debug)]
 struct Gate {
-    word: AtomicU32,
-    waiting: AtomicU32,
+    word: Word,
+    /// How often it was closed, counted from 1.
+    closings: AtomicU32,
 }
 
 static GATES: [Gate; SLOTS] =
-    [const { Gate { word: AtomicU32::new(FENCED), waiting: AtomicU32::new(0) } }; SLOTS];
+    [const { Gate { word: Word(AtomicU32::new(FENCED)), closings: AtomicU32::new(0) } }; SLOTS];
 
 /// What a thread is about to submit, as far as a closed gate has to know.
 #[derive(Clone, Copy, Debug)]
@@ -63,8 +69,6 @@ pub(crate) enum Work {
     Copy(CUdeviceptr, CUdeviceptr),
     /// The same in a stream.
     CopyIn(CUdeviceptr, CUdeviceptr, Ptr, Flavour),
-    /// The beginning of a stream capture; it waits like work, so that no capture opens during a drain.
-    Capture,
 }
 
 impl Work {
@@ -82,7 +86,6 @@ impl Work {
             Self::CopyIn(to, from, stream, flavour) => {
                 driver::is_capturing(stream, flavour) || Self::Copy(to, from).passes()
             }
-            Self::Capture => false,
         }
     }
 }
@@ -91,90 +94,121 @@ impl Work {
 #[derive(Debug)]
 #[must_use = "dropping this leaves the gate"]
 pub(crate) struct Inside {
-    counted: Option<(&'static Record, usize)>,
-    /// Counters belong to the thread that entered.
+    /// Whose mark, of which slot, and what it is set back to.
+    marked: Option<(&'static Record, usize, usize)>,
+    /// Marks belong to the thread that entered.
     not_send: PhantomData<*const ()>,
 }
 
 impl Inside {
-    fn counted(record: &'static Record, slot: usize) -> Self {
+    #[inline]
+    fn counted(record: &'static Record, slot: usize, before: usize) -> Self {
         let calls = &record.slots[slot].calls;
         calls.store(calls.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
-        Self::uncounted_call(record, slot)
+        Self::uncounted(record, slot, before)
     }
 
-    /// Inside, with a call that is not the program's own.
-    fn uncounted_call(record: &'static Record, slot: usize) -> Self {
-        Self { counted: Some((record, slot)), not_send: PhantomData }
+    /// Inside, with a call that is not the program's own work.
+    #[inline]
+    fn uncounted(record: &'static Record, slot: usize, before: usize) -> Self {
+        Self { marked: Some((record, slot, before)), not_send: PhantomData }
     }
 
     /// Not known to any gate: the call goes on as if the shim were not there.
-    const UNCOUNTED: Self = Self { counted: None, not_send: PhantomData };
+    const UNMARKED: Self = Self { marked: None, not_send: PhantomData };
 }
 
 impl Drop for Inside {
     #[inline]
     fn drop(&mut self) {
-        if let Some((record, slot)) = self.counted {
-            let inside = &record.slots[slot].inside;
-            inside.store(inside.load(Ordering::Relaxed).saturating_sub(1), Ordering::Release);
+        if let Some((record, slot, before)) = self.marked {
+            record.slots[slot].inside.set_back(before);
         }
     }
 }
 
 /// Passes the gate of the calling thread's current GPU, waiting while it is closed.
-#[inline]
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "the frame is the caller's")]
 pub(crate) fn enter(work: Work) -> Inside {
-    let Some(record) = thread::record() else { return Inside::UNCOUNTED };
-    let inside = &record.slots[0].inside;
-    let before = inside.load(Ordering::Relaxed);
-    inside.store(before + 1, Ordering::Relaxed);
-    // The revoker's membarrier orders the store before the load for the processor; this does it for the compiler.
-    compiler_fence(Ordering::SeqCst);
-    if GATES[0].word.load(Ordering::Acquire) == 0 {
-        return Inside::counted(record, 0);
+    enter_from(Frame::here(), work)
+}
+
+#[inline]
+fn enter_from(frame: Frame, work: Work) -> Inside {
+    let Some(record) = thread::record() else { return Inside::UNMARKED };
+    match GATES[0].word.pass(&record.slots[0].inside, frame.address()) {
+        Ok(()) => Inside::counted(record, 0, 0),
+        Err(_) => enter_slowly(record, frame, work),
     }
-    inside.store(before, Ordering::Release);
-    enter_slowly(record, work)
 }
 
 /// Passes the gate of a GPU if it is open; for work of our own, which can as well not be done.
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "the frame is the caller's")]
 pub(crate) fn enter_if_open(slot: usize) -> Option<Inside> {
     let record = thread::record()?;
-    let inside = &record.slots[slot].inside;
-    let before = inside.load(Ordering::Relaxed);
-    inside.store(before + 1, Ordering::Relaxed);
-    fence(Ordering::SeqCst);
-    if before > 0 || !is_closed(slot) {
-        return Some(Inside::uncounted_call(record, slot));
-    }
-    inside.store(before, Ordering::Release);
-    None
+    let before = try_slot(record, slot, Frame::here()).ok()?;
+    Some(Inside::uncounted(record, slot, before))
+}
+
+/// Passes the gate of one GPU if it is open or the thread is inside already; what its mark is set back to.
+fn try_slot(record: &'static Record, slot: usize, frame: Frame) -> Result<usize, ()> {
+    let mark = &record.slots[slot].inside;
+    let before = frame.enclosing(mark.get());
+    if GATES[slot].word.pass_fenced(mark, frame.address(), before) { Ok(before) } else { Err(()) }
 }
 
 #[cold]
-fn enter_slowly(record: &'static Record, work: Work) -> Inside {
-    let Some(slot) = current_slot() else { return Inside::UNCOUNTED };
-    let inside = &record.slots[slot].inside;
-    let before = inside.load(Ordering::Relaxed);
+fn enter_slowly(record: &'static Record, frame: Frame, work: Work) -> Inside {
+    let Some(slot) = current_slot() else { return Inside::UNMARKED };
     loop {
-        inside.store(before + 1, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
-        if before > 0 || !is_closed(slot) {
-            return Inside::counted(record, slot);
+        if let Ok(before) = try_slot(record, slot, frame) {
+            return Inside::counted(record, slot, before);
         }
-        inside.store(before, Ordering::Release);
         if work.passes() {
-            return Inside::UNCOUNTED;
+            return Inside::UNMARKED;
         }
-        wait(slot);
+        wait(record, slot);
+    }
+}
+
+/// A thread inside every gate; dropping it leaves them.
+#[derive(Debug)]
+#[must_use = "dropping this leaves the gates"]
+pub(crate) struct InsideAll {
+    _each: [Option<Inside>; SLOTS],
+}
+
+/// Passes the gates of all GPUs in use together, for what concerns them all: the beginning of a capture, during which none
+/// may be drained. Nothing says which GPUs its streams will be of.
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "the frame is the caller's")]
+pub(crate) fn enter_all() -> InsideAll {
+    enter_all_from(Frame::here())
+}
+
+fn enter_all_from(frame: Frame) -> InsideAll {
+    let mut each = [const { None }; SLOTS];
+    let Some(record) = thread::record() else { return InsideAll { _each: each } };
+    loop {
+        let used = state::get().devices.iter().count();
+        let closed = (0..used).find(|&slot| {
+            each[slot] =
+                try_slot(record, slot, frame).ok().map(|before| Inside::uncounted(record, slot, before));
+            each[slot].is_none()
+        });
+        let Some(closed) = closed else { return InsideAll { _each: each } };
+        // Whoever waits here must not hold up a drain there.
+        each = [const { None }; SLOTS];
+        wait(record, closed);
     }
 }
 
 /// The slot of the GPU that the calling thread's context is on; `None` if it has no context, or the GPU
 /// does not fit into the page.
 pub(crate) fn current_slot() -> Option<usize> {
-    if GATES[0].word.load(Ordering::Relaxed) & MANY == 0 {
+    if GATES[0].word.0.load(Ordering::Relaxed) & MANY == 0 {
         return Some(0);
     }
     state::get().devices.slot_of(driver::current_device().ok()?)
@@ -183,33 +217,36 @@ pub(crate) fn current_slot() -> Option<usize> {
 /// How long a waiting thread sleeps before it looks whether the agent still speaks.
 const LOOK_UP: Duration = Duration::from_millis(250);
 
-fn wait(slot: usize) {
+fn wait(record: &'static Record, slot: usize) {
     let gate = &GATES[slot];
-    gate.waiting.fetch_add(1, Ordering::SeqCst);
+    let waiting = &record.slots[slot].waiting;
+    waiting.store(gate.closings.load(Ordering::SeqCst), Ordering::SeqCst);
     state::get().session.kick();
     loop {
-        let word = gate.word.load(Ordering::Acquire);
+        let word = gate.word.0.load(Ordering::Acquire);
         if word & CLOSED == 0 {
             break;
         }
-        sys::futex_wait(&gate.word, word, LOOK_UP);
+        // It may have been opened and closed again meanwhile.
+        waiting.store(gate.closings.load(Ordering::SeqCst), Ordering::SeqCst);
+        sys::futex_wait(&gate.word.0, word, LOOK_UP);
         if silence::is_broken() {
             open(slot);
         }
     }
-    gate.waiting.fetch_sub(1, Ordering::SeqCst);
+    waiting.store(0, Ordering::SeqCst);
 }
 
 /// Whether the gate is closed.
 pub(crate) fn is_closed(slot: usize) -> bool {
-    GATES[slot].word.load(Ordering::Acquire) & CLOSED != 0
+    GATES[slot].word.is_closed()
 }
 
 /// Opens the gate and wakes who waits there.
 pub(crate) fn open(slot: usize) {
     let gate = &GATES[slot];
-    if gate.word.fetch_and(!CLOSED, Ordering::SeqCst) & CLOSED != 0 {
-        sys::futex_wake_all(&gate.word);
+    if gate.word.open() {
+        sys::futex_wake_all(&gate.word.0);
     }
 }
 
@@ -223,41 +260,54 @@ pub(crate) fn open_all() -> bool {
     any
 }
 
-/// Closes the gate: from here on a count of zero stays zero.
-pub(crate) fn close(slot: usize) {
-    GATES[slot].word.fetch_or(CLOSED, Ordering::SeqCst);
-    // Entries that fence for themselves need no barrier of ours; entries that do not are why this call cannot
-    // fail: `use_membarrier` has tried it.
-    if GATES[0].word.load(Ordering::Relaxed) & FENCED == 0 {
-        sys::membarrier();
+/// Closes the gate: from here on a mark that is not set stays so. `false` if that cannot be had now (it can the next time):
+/// the gate is open.
+pub(crate) fn close(slot: usize) -> bool {
+    let gate = &GATES[slot];
+    gate.closings.fetch_add(1, Ordering::SeqCst);
+    let is_fenced = GATES[0].word.0.load(Ordering::SeqCst) & FENCED != 0;
+    // Entries that fence for themselves need no barrier of ours.
+    let closed = gate.word.close(|| is_fenced || sys::membarrier());
+    if !closed {
+        // It worked when the session began, so the program has forbidden it to itself since (seccomp). From now on entries
+        // fence, and those under way without a fence will have become visible long before the next revocation.
+        fence_entries();
+        open(slot);
     }
-    fence(Ordering::SeqCst);
+    closed
 }
 
 /// Takes the fence out of every entry, if the kernel can do it for them.
 pub(crate) fn use_membarrier() {
     if sys::register_membarrier() && sys::membarrier() {
         for gate in &GATES {
-            gate.word.fetch_and(!FENCED, Ordering::SeqCst);
+            gate.word.0.fetch_and(!FENCED, Ordering::SeqCst);
         }
+    }
+}
+
+/// Puts the fence into every entry.
+fn fence_entries() {
+    for gate in &GATES {
+        gate.word.0.fetch_or(FENCED, Ordering::SeqCst);
     }
 }
 
 /// From now on the process uses several GPUs.
 pub(crate) fn many_devices() {
-    GATES[0].word.fetch_or(MANY, Ordering::SeqCst);
+    GATES[0].word.0.fetch_or(MANY, Ordering::SeqCst);
 }
 
-/// Threads waiting at the gate.
+/// Threads waiting at the gate, which is closed.
 pub(crate) fn waiting(slot: usize) -> u32 {
-    GATES[slot].waiting.load(Ordering::SeqCst)
+    // A thread that left its wait by `longjmp` counts until the gate opens, and no longer.
+    if is_closed(slot) { thread::waiting(slot, GATES[slot].closings.load(Ordering::SeqCst)) } else { 0 }
 }
 
 /// Forgets everything: the calling thread is the only one of a forked child.
 pub(crate) fn reset_after_fork() {
     for gate in &GATES {
-        gate.word.store(FENCED, Ordering::SeqCst);
-        gate.waiting.store(0, Ordering::SeqCst);
+        gate.word.0.store(FENCED, Ordering::SeqCst);
     }
     thread::reset_after_fork();
 }

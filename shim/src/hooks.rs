@@ -4,13 +4,17 @@
 #![expect(non_snake_case, reason = "the exports bear the driver API's own names")]
 #![expect(unreachable_pub, reason = "exported by name from the library, not by path")]
 
+pub(crate) mod array;
 pub(crate) mod capture;
 pub(crate) mod context;
 pub(crate) mod copy;
 pub(crate) mod fill;
 pub(crate) mod launch;
 pub(crate) mod memory;
+pub(crate) mod narrow;
 pub(crate) mod proc_address;
+pub(crate) mod residency;
+pub(crate) mod stream;
 pub(crate) mod wait;
 
 use crate::log::error;
@@ -18,7 +22,8 @@ use crate::log::error;
 /// Writes the exports and the table rows of one file.
 ///
 /// A line reads `symbol = "name" from version, Flavour: (arguments) |real| body;`. The body runs with `real` bound to
-/// the driver's function, already typed, and may call it as `real(arguments)`.
+/// the driver's function, already typed, and may call it as `real(arguments)`. A thread that is cancelled in the driver unwinds
+/// through here, which a plain `extern "C"` function would turn into an abort.
 macro_rules! hooks {
     ($($symbol:ident = $name:literal from $from:literal, $flavour:ident:
        ($($arg:ident: $ty:ty),* $(,)?) |$real:ident| $body:expr;)*) => {
@@ -34,7 +39,7 @@ macro_rules! hooks {
                         Ok(symbol) => symbol,
                         Err(_) => panic!("an identifier holds no zero byte"),
                     });
-                pub(super) type Function = unsafe extern "C" fn($($ty),*) -> $crate::abi::CUresult;
+                pub(super) type Function = unsafe extern "C-unwind" fn($($ty),*) -> $crate::abi::CUresult;
             }
 
             /// As the driver's function of this name.
@@ -42,7 +47,7 @@ macro_rules! hooks {
             /// # Safety
             /// As for the driver's function.
             #[cfg_attr(not(test), unsafe(no_mangle))]
-            pub unsafe extern "C" fn $symbol($($arg: $ty),*) -> $crate::abi::CUresult {
+            pub unsafe extern "C-unwind" fn $symbol($($arg: $ty),*) -> $crate::abi::CUresult {
                 let Some(address) = $symbol::REAL.get() else { return $crate::abi::NO_DRIVER };
                 // SAFETY: the row's symbol has this signature in every driver that exports it.
                 let function = unsafe { ::std::mem::transmute::<$crate::abi::Ptr, $symbol::Function>(address) };
@@ -62,6 +67,8 @@ macro_rules! hooks {
                 name: $name,
                 from: $from,
                 flavour: $crate::abi::Flavour::$flavour,
+                #[cfg(test)]
+                arguments: &[$(stringify!($ty)),*],
                 wrapper: || $symbol as *const () as $crate::abi::Ptr,
                 real: &$symbol::REAL,
             },
@@ -69,20 +76,54 @@ macro_rules! hooks {
     };
 }
 
-/// Lines whose call submits work: it passes the gate.
+/// Lines whose call submits work: it passes the gate. The last part of a line says what work, or that there is none.
 macro_rules! gated {
     ($($symbol:ident = $name:literal from $from:literal, $flavour:ident:
        ($($arg:ident: $ty:ty),* $(,)?) $work:expr;)*) => {
         $crate::hooks::hooks! {$(
             $symbol = $name from $from, $flavour: ($($arg: $ty),*) |real| {
-                let _inside = $crate::gate::enter($work);
+                // Not by `map`: the gate is entered from the wrapper's own frame.
+                let _inside = match ::std::option::Option::from($work) {
+                    Some(work) => Some($crate::gate::enter(work)),
+                    None => None,
+                };
                 real($($arg),*)
             };
         )*}
     };
 }
 
-pub(crate) use {gated, hooks};
+/// Lines whose call submits work and waits for it.
+macro_rules! blocking {
+    ($($symbol:ident = $name:literal from $from:literal, $flavour:ident:
+       ($($arg:ident: $ty:ty),* $(,)?) $work:expr;)*) => {
+        $crate::hooks::hooks! {$(
+            $symbol = $name from $from, $flavour: ($($arg: $ty),*) |real| {
+                // Not by `map`: the gate is entered from the wrapper's own frame.
+                let _inside = match ::std::option::Option::from($work) {
+                    Some(work) => Some($crate::gate::enter(work)),
+                    None => None,
+                };
+                let _syncing = $crate::gate::thread::Syncing::begin();
+                real($($arg),*)
+            };
+        )*}
+    };
+}
+
+/// Lines for [`gated`] or [`blocking`] of which each stands for two functions: one for each default stream.
+macro_rules! both {
+    ($kind:ident;
+     $($legacy:ident, $thread:ident = $name:literal from $from:literal, $later:literal:
+       ($($arg:ident: $ty:ty),* $(,)?) |$flavour:pat_param| $work:expr;)*) => {
+        $kind! {$(
+            $legacy = $name from $from, Legacy: ($($arg: $ty),*) { let $flavour = Flavour::Legacy; $work };
+            $thread = $name from $later, PerThread: ($($arg: $ty),*) { let $flavour = Flavour::PerThread; $work };
+        )*}
+    };
+}
+
+pub(crate) use {blocking, both, gated, hooks};
 
 /// Runs an operation whose panic must not reach the program; a panic is a defect of ours, so the driver's own
 /// function answers instead.

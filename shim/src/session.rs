@@ -4,21 +4,24 @@
 //! the program, whose threads never touch the socket.
 //!
 //! **Approach.** The thread begins with the first context or allocation, so look-ups alone start nothing. It sleeps in one
-//! `poll` over the socket and an eventfd ([`Session::kick`]), publishes the page while the GPU is used, answers
+//! `poll` over the socket and one of a pair ([`Session::kick`]), publishes the page while the GPU is used, answers
 //! revocations ([`handover`]), and reconnects with a growing pause for as long as the process lives.
 //!
 //! **Invariants.** Without a standing session every gate is open. Every wait has an end. The thread blocks all signals, makes
-//! no SIGPIPE, and its descriptors are closed by `exec` and in forked children.
+//! no SIGPIPE, and its descriptors are closed by `exec` and in forked children; it uses none that the program has taken
+//! ([`held`]).
 
 mod descriptors;
 mod drainer;
 mod handover;
+mod held;
 mod link;
 mod page;
 
 use std::{
-    os::fd::{AsRawFd, OwnedFd, RawFd},
-    sync::atomic::{AtomicBool, AtomicI32, Ordering},
+    io,
+    os::fd::RawFd,
+    sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
@@ -32,27 +35,19 @@ use crate::{
     sys,
 };
 use handover::Handovers;
+use held::{Held, Shown};
 use link::Link;
 use page::Publication;
 
-/// Whether and how this process talks to the agent. The numbers are of descriptors that the thread owns.
-#[derive(Debug)]
+/// Whether and how this process talks to the agent. The descriptors are the thread's.
+#[derive(Debug, Default)]
 pub(crate) struct Session {
     started: AtomicBool,
-    wake: AtomicI32,
-    page: AtomicI32,
-    socket: AtomicI32,
-}
-
-impl Default for Session {
-    fn default() -> Self {
-        Self {
-            started: AtomicBool::new(false),
-            wake: AtomicI32::new(-1),
-            page: AtomicI32::new(-1),
-            socket: AtomicI32::new(-1),
-        }
-    }
+    /// The sockets that wake the thread: its own end, and everybody's.
+    woken: Shown,
+    wake: Shown,
+    page: Shown,
+    socket: Shown,
 }
 
 /// Enough for the thread, whose deepest call is the driver's `cuCtxGetDevice`-like queries.
@@ -69,35 +64,27 @@ impl Session {
         }
         watch_forks();
         gate::use_membarrier();
-        match sys::eventfd() {
-            Ok(wake) => {
-                self.wake.store(wake.as_raw_fd(), Ordering::Release);
-                let thread = std::thread::Builder::new().name("nvshare".into()).stack_size(STACK);
-                let spawned = sys::without_signals(|| thread.spawn(move || guarded(state::get(), &wake)));
-                if let Err(error) = spawned {
-                    error!("cannot start a thread ({error}): this process runs without sharing");
-                }
-            }
-            Err(error) => error!("cannot make an eventfd ({error}): this process runs without sharing"),
+        let thread = std::thread::Builder::new().name("nvshare".into()).stack_size(STACK);
+        let spawned = sys::without_signals(|| thread.spawn(|| guarded(state::get())));
+        if let Err(error) = spawned {
+            error!("cannot start a thread ({error}): this process runs without sharing");
         }
     }
 
     /// Makes the thread look around now.
     pub(crate) fn kick(&self) {
-        let wake = self.wake.load(Ordering::Acquire);
-        if wake >= 0 {
-            sys::signal(wake);
+        if let Some(end) = self.wake.number() {
+            sys::signal(end);
         }
     }
 
     /// Closes the parent's descriptors in a forked child, so that the agent sees the parent's end when it comes.
     pub(crate) fn close_in_child(&self) {
-        for number in [&self.wake, &self.page, &self.socket] {
-            let fd = number.swap(-1, Ordering::AcqRel);
-            if fd >= 0 {
-                // SAFETY: the owner is a thread that this child does not have.
-                unsafe { libc::close(fd) };
-            }
+        for number in
+            [&self.woken, &self.wake, &self.page, &self.socket].into_iter().filter_map(Shown::number)
+        {
+            // SAFETY: the owner is a thread that this child does not have.
+            unsafe { libc::close(number) };
         }
     }
 }
@@ -113,8 +100,11 @@ fn watch_forks() {
     }
 }
 
-fn guarded(state: &'static State, wake: &OwnedFd) {
-    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(state, wake)));
+fn guarded(state: &'static State) {
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(state)));
+    for shown in [&state.session.woken, &state.session.wake, &state.session.page, &state.session.socket] {
+        shown.show(None);
+    }
     gate::open_all();
     match outcome {
         Ok(Ok(())) => {}
@@ -126,6 +116,29 @@ fn guarded(state: &'static State, wake: &OwnedFd) {
         }
     }
     // Whoever waited in vain for the session is let in by the silence rule; nobody closes a gate again.
+}
+
+/// The sockets by which other threads wake this one.
+struct Wake {
+    woken: Held,
+    /// Kept open for those to whom it is shown.
+    wake: Held,
+}
+
+impl Wake {
+    fn new(session: &Session) -> io::Result<Self> {
+        let (woken, wake) = sys::socket_pair()?;
+        let (woken, wake) = (Held::new(woken)?, Held::new(wake)?);
+        session.woken.show(Some(&woken));
+        session.wake.show(Some(&wake));
+        Ok(Self { woken, wake })
+    }
+
+    /// The end to look at, if both still are ours.
+    fn number(&self) -> Option<RawFd> {
+        self.wake.number()?;
+        self.woken.number()
+    }
 }
 
 /// Pauses between attempts to reach the agent.
@@ -144,86 +157,107 @@ struct Standing {
     descriptors: descriptors::Sent,
 }
 
-fn run(state: &'static State, wake: &OwnedFd) -> std::io::Result<()> {
+/// When to try again, and whether the log knows that there is no session.
+struct Attempts {
+    pause: Duration,
+    next_ns: u64,
+    told: bool,
+}
+
+impl Attempts {
+    fn failed(&mut self, why: impl FnOnce()) {
+        if !std::mem::replace(&mut self.told, true) {
+            why();
+        }
+        self.next_ns = sys::now_ns() + self.pause.as_nanos() as u64;
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+    }
+
+    /// A session that had begun has ended. An agent that greets is there, so the next attempt comes soon; but only one that
+    /// stays is worth another line when it goes.
+    fn ended(&mut self, was_welcomed: bool, stood: Duration, why: impl FnOnce()) {
+        if was_welcomed {
+            self.pause = FIRST_PAUSE;
+        }
+        if stood > LONGEST_PAUSE {
+            self.told = false;
+        }
+        self.failed(why);
+    }
+}
+
+fn run(state: &'static State) -> io::Result<()> {
+    let mut wake = Wake::new(&state.session)?;
     let mut publication = Publication::new()?;
-    state.session.page.store(publication.descriptor().as_raw_fd(), Ordering::Release);
+    publication.show(&state.session.page);
     let mut drainers = drainer::Drainers::default();
     let mut standing: Option<Standing> = None;
-    let mut pause = FIRST_PAUSE;
-    let mut next_try_ns = 0;
-    let mut told = false;
+    let mut attempts = Attempts { pause: FIRST_PAUSE, next_ns: 0, told: false };
     loop {
-        if standing.is_none() && sys::now_ns() >= next_try_ns {
-            match connect(state, &publication) {
+        if standing.is_none() && sys::now_ns() >= attempts.next_ns {
+            match connect(state, &mut publication) {
                 Ok(begun) => standing = Some(begun),
                 Err(error) => {
-                    if !told {
-                        told = true;
+                    state.session.socket.show(None);
+                    attempts.failed(|| {
                         warning!(
                             "no agent at {} ({error}): running without sharing; will keep trying",
                             config::get().run_dir.join(link::SOCKET).display()
                         );
-                    }
-                    next_try_ns = sys::now_ns() + pause.as_nanos() as u64;
-                    pause = (pause * 2).min(LONGEST_PAUSE);
+                    });
                 }
             }
         }
+        if wake.number().is_none()
+            && let Ok(new) = Wake::new(&state.session)
+        {
+            wake = new;
+        }
         let limit = match &standing {
             Some(standing) => standing.handovers.next_look().min(publication.interval()),
-            None => Duration::from_nanos(next_try_ns.saturating_sub(sys::now_ns())),
+            None => Duration::from_nanos(attempts.next_ns.saturating_sub(sys::now_ns())),
         };
-        let socket: Option<RawFd> = standing.as_ref().map(|standing| standing.link.as_raw_fd());
-        let [kicked, readable] = sys::poll([Some(wake.as_raw_fd()), socket], limit);
-        if kicked {
-            sys::clear(wake.as_raw_fd());
+        let socket = standing.as_ref().and_then(|standing| standing.link.number().ok());
+        let [kicked, readable] = sys::poll([wake.number(), socket], limit);
+        if kicked && let Some(end) = wake.number() {
+            sys::clear(end);
         }
         let Some(current) = &mut standing else {
             continue;
         };
-        match current.turn(state, &mut publication, &mut drainers, readable) {
-            Ok(()) => {
-                if current.link.welcomed {
-                    pause = FIRST_PAUSE;
-                    told = false;
-                }
-            }
-            Err(ended) => {
-                state.session.socket.store(-1, Ordering::Release);
-                state.memory.forget_room();
-                let was_closed = gate::open_all();
-                let welcomed = current.link.welcomed;
-                standing = None;
-                if !told {
-                    told = true;
-                    warning!(
-                        "session with the agent ended ({ended}){}: running without sharing; will keep trying",
-                        if was_closed { ", gates opened" } else { "" }
-                    );
-                }
-                if !welcomed {
-                    pause = (pause * 2).min(LONGEST_PAUSE);
-                }
-                next_try_ns = sys::now_ns() + pause.as_nanos() as u64;
-            }
+        if let Err(ended) = current.turn(state, &mut publication, &mut drainers, readable) {
+            state.session.socket.show(None);
+            state.memory.forget_room();
+            let was_closed = gate::open_all();
+            let stood = Duration::from_nanos(sys::now_ns() - current.begun_ns);
+            let was_welcomed = current.link.welcomed;
+            standing = None;
+            attempts.ended(was_welcomed, stood, || {
+                warning!(
+                    "session with the agent ended ({ended}){}: running without sharing; will keep trying",
+                    if was_closed { ", gates opened" } else { "" }
+                );
+            });
         }
     }
 }
 
-fn connect(state: &State, publication: &Publication) -> Result<Standing, link::Ended> {
+fn connect(state: &State, publication: &mut Publication) -> Result<Standing, link::Ended> {
     let config = config::get();
-    let mut link = Link::connect(&config.run_dir)?;
-    state.session.socket.store(link.as_raw_fd(), Ordering::Release);
+    if publication.number().is_none() {
+        // The program has closed it.
+        *publication = Publication::new()?;
+        publication.show(&state.session.page);
+    }
+    let mut link = Link::connect(&config.run_dir, &state.session.socket)?;
     let hello = ClientMessage::Hello {
         weight_milli: config.weight_milli,
         priority: config.priority,
         memory_limit: config.memory_limit.unwrap_or(0),
         name: nvshare_wire::Label::new(&program()),
     };
-    if let Err(ended) = link.send(&hello, Some(publication.descriptor().as_raw_fd())) {
-        state.session.socket.store(-1, Ordering::Release);
-        return Err(ended);
-    }
+    let page = publication.number().ok_or(link::Ended::Taken)?;
+    link.send(&hello, Some(page))?;
     silence::heard();
     Ok(Standing {
         link,
@@ -249,6 +283,7 @@ impl Standing {
         drainers: &mut drainer::Drainers,
         readable: bool,
     ) -> Result<(), link::Ended> {
+        self.link.number()?;
         if readable {
             self.link.receive()?;
             while let Some(message) = self.link.next_message()? {
@@ -270,9 +305,10 @@ impl Standing {
             publication.publish(state);
             self.descriptors.send_new(&mut self.link)?;
         }
-        if silence::is_too_long() && gate::open_all() {
-            warning!("the agent has been silent for too long: gates opened");
-            self.handovers.forget_closed();
+        // An agent that comes back to itself must not believe that work is still held back, so the session ends and
+        // begins anew.
+        if self.handovers.was_opened() || (self.handovers.holds_back() && silence::is_too_long()) {
+            return Err(link::Ended::Silent);
         }
         Ok(())
     }

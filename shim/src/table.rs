@@ -70,6 +70,9 @@ pub(crate) struct Row {
     pub(crate) from: i32,
     /// Which default stream it uses.
     pub(crate) flavour: Flavour,
+    /// The types of its arguments as the wrapper declares them.
+    #[cfg(test)]
+    pub(crate) arguments: &'static [&'static str],
     /// Our function in its place.
     pub(crate) wrapper: fn() -> Ptr,
     /// The driver's function.
@@ -98,10 +101,18 @@ impl Row {
 pub(crate) fn rows() -> impl Iterator<Item = &'static Row> {
     [
         hooks::proc_address::ROWS,
-        hooks::launch::ROWS,
-        hooks::copy::blocking::ROWS,
+        hooks::launch::flavoured::ROWS,
+        hooks::launch::single::ROWS,
+        hooks::copy::blocked::ROWS,
         hooks::copy::queued::ROWS,
+        hooks::array::blocked::ROWS,
+        hooks::array::queued::ROWS,
+        hooks::narrow::blocked::ROWS,
+        hooks::narrow::queued::ROWS,
         hooks::fill::ROWS,
+        hooks::residency::queued::ROWS,
+        hooks::residency::advice::ROWS,
+        hooks::stream::ROWS,
         hooks::context::ROWS,
         hooks::capture::beginning::ROWS,
         hooks::capture::ending::ROWS,
@@ -112,9 +123,51 @@ pub(crate) fn rows() -> impl Iterator<Item = &'static Row> {
     .flatten()
 }
 
+/// Rows by the names under which a program may ask for them: the driver's ELF name and, if it is another one, the
+/// name for `cuGetProcAddress`. Sorted by name, because runtimes look hundreds of names up when they start.
+struct Index(Vec<(&'static CStr, &'static Row)>);
+
+impl Index {
+    fn new() -> Self {
+        let mut names: Vec<_> = rows().map(|row| (row.symbol, row)).collect();
+        names.extend(rows().filter(|row| row.name != row.symbol).map(|row| (row.name, row)));
+        names.sort_unstable_by_key(|(name, _)| *name);
+        Self(names)
+    }
+
+    /// This process's index, made by whoever needs it first; without a lock, because a child may be forked meanwhile.
+    fn get() -> &'static Self {
+        static INDEX: AtomicPtr<Index> = AtomicPtr::new(ptr::null_mut());
+        let index = INDEX.load(Ordering::Acquire);
+        // SAFETY: a stored index is never freed.
+        if let Some(index) = unsafe { index.as_ref() } {
+            return index;
+        }
+        let new = Box::into_raw(Box::new(Self::new()));
+        match INDEX.compare_exchange(ptr::null_mut(), new, Ordering::AcqRel, Ordering::Acquire) {
+            // SAFETY: just made, never freed.
+            Ok(_) => unsafe { &*new },
+            Err(other) => {
+                // SAFETY: nobody else has seen `new`; `other` is the index that won.
+                unsafe {
+                    drop(Box::from_raw(new));
+                    &*other
+                }
+            }
+        }
+    }
+
+    /// The rows of a name.
+    fn of(&self, name: &CStr) -> impl Iterator<Item = &'static Row> + Clone {
+        let begin = self.0.partition_point(|(other, _)| *other < name);
+        let end = self.0.partition_point(|(other, _)| *other <= name);
+        self.0[begin..end].iter().map(|(_, row)| *row)
+    }
+}
+
 /// The row of an ELF symbol.
 pub(crate) fn by_symbol(symbol: &CStr) -> Option<&'static Row> {
-    rows().find(|row| row.symbol == symbol)
+    Index::get().of(symbol).find(|row| row.symbol == symbol)
 }
 
 /// The wrapper for what the driver answered to a look-up of `name` with `flags`; `None` leaves the answer.
@@ -126,50 +179,17 @@ pub(crate) fn by_answer(
     ask: impl Fn(&CStr, i32, u64) -> Ptr,
 ) -> Option<&'static Row> {
     let wanted = if flags & PER_THREAD_STREAM == 0 { Flavour::Legacy } else { Flavour::PerThread };
-    let is_answer =
-        |row: &&Row| row.real().get() == Some(answer) || ask(row.name, row.from, row.flags()) == answer;
-    let of_name = |flavour| {
-        rows()
-            .filter(move |row| (row.name == name || row.symbol == name) && (row.flavour == wanted) == flavour)
-    };
-    let row = of_name(true).find(is_answer).or_else(|| of_name(false).find(is_answer))?;
+    let rows = Index::get().of(name);
+    // The flavour that was asked for comes first: a driver may have one function for both.
+    let row = [true, false].into_iter().find_map(|wished| {
+        let mut rows = rows.clone().filter(|row| (row.flavour == wanted) == wished);
+        // Nearly always the answer is the function that the driver exports; only if not is the driver asked again.
+        let exported = rows.clone().find(|row| row.real().get() == Some(answer));
+        exported.or_else(|| rows.find(|row| ask(row.name, row.from, row.flags()) == answer))
+    })?;
     row.real().remember(answer);
     Some(row)
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use super::*;
-
-    #[test]
-    fn every_row_is_one_function_and_one_answer_of_the_driver() {
-        let symbols: BTreeSet<_> = rows().map(|row| row.symbol).collect();
-        let keys: BTreeSet<_> = rows().map(|row| (row.name, row.from, row.flags())).collect();
-        let wrappers: BTreeSet<_> = rows().map(|row| row.wrapper() as usize).collect();
-        assert_eq!(symbols.len(), rows().count(), "two rows share an ELF name");
-        assert_eq!(keys.len(), rows().count(), "two rows share name, version and flavour");
-        assert_eq!(wrappers.len(), rows().count(), "two rows share a wrapper");
-    }
-
-    #[test]
-    fn elf_names_follow_from_name_and_flavour() {
-        for row in rows() {
-            let (symbol, name) = (row.symbol.to_str().unwrap(), row.name.to_str().unwrap());
-            let rest = symbol.strip_prefix(name).unwrap_or_else(|| panic!("{symbol} is not a {name}"));
-            let per_thread = rest.ends_with("_ptds") || rest.ends_with("_ptsz");
-            assert_eq!(per_thread, row.flavour == Flavour::PerThread, "{symbol}");
-            let version = rest.trim_end_matches("_ptds").trim_end_matches("_ptsz");
-            assert!(matches!(version, "" | "_v2" | "_v3" | "_v4"), "{symbol}");
-        }
-    }
-
-    #[test]
-    fn an_answer_that_no_row_explains_stays_unwrapped() {
-        let newer = 0x1000 as Ptr;
-        let old = 0x2000 as Ptr;
-        assert!(by_answer(c"cuMemPrefetchAsync", 0, newer, |_, _, _| old).is_none());
-        assert!(by_answer(c"cuSomethingElse", 0, newer, |_, _, _| newer).is_none());
-    }
-}
+mod tests;

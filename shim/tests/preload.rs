@@ -1,90 +1,28 @@
 //! The shim as programs meet it: preloaded, before a driver of a few counting functions, with and without an agent.
 #![expect(clippy::unwrap_used, reason = "a failure of the harness fails the test")]
 
-#[path = "preload/agent.rs"]
-mod agent;
+#[path = "preload/bench.rs"]
+mod bench;
 
 use std::{
     io::{BufRead, BufReader, Lines, Write},
-    path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     sync::OnceLock,
 };
 
-use agent::Agent;
+use bench::{Bench, shim};
+use nvshare_tests::ScriptedAgent;
 use nvshare_wire::{AgentMessage, ClientMessage, DrainOutcome};
 
-/// Everything that the tests run, built once.
-struct Bench {
-    dir: PathBuf,
-}
-
+/// The programs of these tests.
 fn bench() -> &'static Bench {
     static BENCH: OnceLock<Bench> = OnceLock::new();
     BENCH.get_or_init(|| {
-        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("preload-{}", std::process::id()));
-        std::fs::create_dir_all(&dir).unwrap();
-        let bench = Bench { dir };
-        bench.rustc(
-            "fake_libcuda",
-            "libcuda.so.1",
-            &["--crate-type=cdylib", "-Clink-arg=-Wl,-soname,libcuda.so.1"],
-        );
+        let bench = Bench::new("preload");
         bench.cc("second_preload", "libsecond.so", &["-shared", "-fPIC"]);
         bench.rustc("probe", "probe", &[]);
         bench
     })
-}
-
-impl Bench {
-    fn rustc(&self, source: &str, output: &str, more: &[&str]) {
-        let source =
-            Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/preload").join(source).with_extension("rs");
-        let status = Command::new("rustc")
-            .args(["--edition=2024", "-O", "-Anon_snake_case", "-o"])
-            .arg(self.dir.join(output))
-            .arg(source)
-            .args(more)
-            .status()
-            .unwrap();
-        assert!(status.success(), "cannot build {output}");
-    }
-
-    fn cc(&self, source: &str, output: &str, more: &[&str]) {
-        let source =
-            Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/preload").join(source).with_extension("c");
-        let status =
-            Command::new("cc").arg("-o").arg(self.dir.join(output)).arg(source).args(more).status().unwrap();
-        assert!(status.success(), "cannot build {output}");
-    }
-
-    fn probe(&self, shim: &Path, mode: &str) -> Command {
-        let mut command = Command::new(self.dir.join("probe"));
-        command
-            .arg(mode)
-            .env_clear()
-            .env("LD_LIBRARY_PATH", &self.dir)
-            .env("LD_PRELOAD", shim)
-            // No agent is there, unless a test says otherwise.
-            .env("NVSHARE_RUN_DIR", self.dir.join("nobody"));
-        command
-    }
-}
-
-/// Builds the shim; the library of a cdylib is not built for its own tests. `NVSHARE_TEST_SHIM` names another to test.
-fn shim(profile: &str) -> PathBuf {
-    if let Some(path) = std::env::var_os("NVSHARE_TEST_SHIM") {
-        return path.into();
-    }
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
-    let status = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--package=nvshare-shim", "--profile", profile, "--target-dir"])
-        .arg(target)
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .status()
-        .unwrap();
-    assert!(status.success(), "cannot build the shim");
-    target.join(if profile == "dev" { "debug" } else { profile }).join("libnvshare.so")
 }
 
 fn passes(mut command: Command) -> String {
@@ -96,13 +34,13 @@ fn passes(mut command: Command) -> String {
 
 #[test]
 fn look_ups_lead_to_the_wrapper_of_that_name_version_and_flavour_and_start_nothing() {
-    assert_eq!(passes(bench().probe(&shim("dev"), "lookups")), "");
-    passes(bench().probe(&shim("dev"), "versioned"));
+    assert_eq!(passes(bench().program("probe", &shim("dev"), "lookups")), "");
+    passes(bench().program("probe", &shim("dev"), "versioned"));
 }
 
 #[test]
 fn a_program_without_cuda_is_left_alone() {
-    assert_eq!(passes(bench().probe(&shim("dev"), "no-cuda")), "");
+    assert_eq!(passes(bench().program("probe", &shim("dev"), "no-cuda")), "");
 }
 
 #[test]
@@ -111,7 +49,7 @@ fn a_second_preloaded_library_finds_the_next_function_in_debug_and_release_build
         let shim = shim(profile);
         for order in [[&shim, &bench().dir.join("libsecond.so")], [&bench().dir.join("libsecond.so"), &shim]]
         {
-            let mut command = bench().probe(&shim, "second");
+            let mut command = bench().program("probe", &shim, "second");
             command.env("LD_PRELOAD", order.map(|path| path.to_str().unwrap()).join(" "));
             passes(command);
         }
@@ -120,20 +58,20 @@ fn a_second_preloaded_library_finds_the_next_function_in_debug_and_release_build
 
 #[test]
 fn memory_is_managed_above_the_threshold_counted_and_bounded_by_the_gpu() {
-    let said = passes(bench().probe(&shim("dev"), "memory"));
+    let said = passes(bench().program("probe", &shim("dev"), "memory"));
     assert!(said.lines().count() <= 1, "more than one line without an agent:\n{said}");
 }
 
 #[test]
 fn where_managed_memory_fails_the_call_that_the_program_made_is_made() {
-    let mut command = bench().probe(&shim("dev"), "no-managed");
+    let mut command = bench().program("probe", &shim("dev"), "no-managed");
     command.env("FAKE_NO_MANAGED", "1").env("FAKE_NO_INFO", "1");
     passes(command);
 }
 
 #[test]
 fn a_disabled_shim_hooks_nothing() {
-    let mut command = bench().probe(&shim("dev"), "disabled");
+    let mut command = bench().program("probe", &shim("dev"), "disabled");
     command.env("NVSHARE_DISABLE", "1");
     assert_eq!(passes(command), "");
 }
@@ -146,8 +84,8 @@ struct Worker {
 }
 
 impl Worker {
-    fn start(agent: &Agent) -> Self {
-        let mut command = bench().probe(&shim("dev"), "work");
+    fn start(agent: &ScriptedAgent) -> Self {
+        let mut command = bench().program("probe", &shim("dev"), "work");
         command.env("NVSHARE_RUN_DIR", agent.dir()).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let orders = child.stdin.take().unwrap();
@@ -173,19 +111,11 @@ impl Drop for Worker {
 
 const GPU: [u8; 16] = [0xab; 16];
 
-fn greet(agent: &mut Agent, silence_ms: u32) {
-    let (hello, descriptor) = agent.accept();
-    assert!(matches!(hello, ClientMessage::Hello { weight_milli: 1000, .. }), "{hello:?}");
-    assert!(descriptor, "no page came with the greeting");
-    agent.send(&AgentMessage::Welcome { client: 1, silence_ms });
-    assert_eq!(agent.receive(), ClientMessage::UseGpu { slot: 0, gpu: GPU });
-}
-
 #[test]
 fn a_revoked_program_is_drained_and_waits_until_it_is_granted_again() {
-    let mut agent = Agent::new(&bench().dir, "turns");
+    let mut agent = ScriptedAgent::new(&bench().dir, "turns");
     let mut worker = Worker::start(&agent);
-    greet(&mut agent, 60_000);
+    agent.greet();
     worker.tell("0");
     assert_eq!(worker.hear(), "launched 0 3");
 
@@ -208,23 +138,23 @@ fn a_revoked_program_is_drained_and_waits_until_it_is_granted_again() {
 
 #[test]
 fn a_program_runs_on_when_its_agent_goes_away_and_joins_the_next_one() {
-    let mut agent = Agent::new(&bench().dir, "restart");
+    let mut agent = ScriptedAgent::new(&bench().dir, "restart");
     let mut worker = Worker::start(&agent);
-    greet(&mut agent, 60_000);
+    agent.greet();
     agent.send(&AgentMessage::Revoke { gpu: GPU, epoch: 1, drain_ms: 20_000, shortfall: 0 });
     assert!(matches!(agent.receive(), ClientMessage::Revoked { outcome: DrainOutcome::Drained, .. }));
     worker.tell("0");
     assert!(matches!(agent.receive(), ClientMessage::Waiting { threads: 1, .. }));
     agent.hang_up();
     assert_eq!(worker.hear(), "launched 0 3");
-    greet(&mut agent, 60_000);
+    agent.greet();
 }
 
 #[test]
 fn an_agent_that_falls_silent_holds_nobody() {
-    let mut agent = Agent::new(&bench().dir, "silent");
+    let mut agent = ScriptedAgent::new(&bench().dir, "silent");
     let mut worker = Worker::start(&agent);
-    greet(&mut agent, 300);
+    agent.greet_for(300);
     agent.send(&AgentMessage::Revoke { gpu: GPU, epoch: 1, drain_ms: 20_000, shortfall: 0 });
     assert!(matches!(agent.receive(), ClientMessage::Revoked { .. }));
     worker.tell("0");
@@ -233,9 +163,9 @@ fn an_agent_that_falls_silent_holds_nobody() {
 
 #[test]
 fn a_forked_child_has_open_gates_and_no_part_in_its_parents_session() {
-    let mut agent = Agent::new(&bench().dir, "fork");
+    let mut agent = ScriptedAgent::new(&bench().dir, "fork");
     let mut worker = Worker::start(&agent);
-    greet(&mut agent, 60_000);
+    agent.greet();
     agent.send(&AgentMessage::Revoke { gpu: GPU, epoch: 1, drain_ms: 20_000, shortfall: 0 });
     assert!(matches!(agent.receive(), ClientMessage::Revoked { outcome: DrainOutcome::Drained, .. }));
     worker.tell("fork");

@@ -251,7 +251,21 @@ impl Linker {
         run_command(
             self.command()
                 .args(["--gc-sections", "--strip-all", "-O2", "--eh-frame-hdr", "--build-id=sha1"])
-                .args(["-z", "defs", "-z", "now", "-z", "relro", "-z", "noexecstack", "-z", "text"])
+                // Never unloaded: its threads and the pointers that it has given to programs outlive any `dlclose`.
+                .args([
+                    "-z",
+                    "defs",
+                    "-z",
+                    "now",
+                    "-z",
+                    "relro",
+                    "-z",
+                    "noexecstack",
+                    "-z",
+                    "text",
+                    "-z",
+                    "nodelete",
+                ])
                 .args(["-soname", soname, "-o"])
                 .arg(to)
                 // What is missing among the exports, the check finds.

@@ -1,7 +1,12 @@
-//! Each thread's own counters, which a launch writes without sharing a cache line with anyone.
+//! Each thread's own record, which a launch writes without sharing a cache line with anyone.
 //!
 //! Records are linked into a list that only grows and are taken over from threads that have ended, so there
 //! are as many as there were ever threads at once. A record's `calls` keep counting through its owners.
+//!
+//! **Calls that never return.** A thread may be cancelled in the driver, or leave it by `longjmp` from a signal handler,
+//! and a count that is only ever taken back by a return would be wrong for good: the thread would pass closed gates, and
+//! no drain would end. So a call under way is not counted but marked with the [`Frame`] that makes it. A frame that lies
+//! below a later one of the same stack has been left, however that was done.
 
 use std::{
     cell::Cell,
@@ -11,18 +16,50 @@ use std::{
 
 use nvshare_wire::page::SLOTS;
 
-/// One thread's counters for one GPU.
+use super::protocol::Mark;
+use crate::sys;
+
+/// One thread's part in one GPU.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     /// Work-submitting calls, ever.
     pub(crate) calls: AtomicU64,
-    /// Depth of work-submitting calls under way.
-    pub(crate) inside: AtomicU32,
-    /// Calls under way that wait for the GPU.
-    pub(crate) syncing: AtomicU32,
+    /// A work-submitting call is under way.
+    pub(crate) inside: Mark,
+    /// A call that waits for the GPU is under way.
+    pub(crate) syncing: Mark,
+    /// The closing of the gate at which this thread waits, by number; an older one is of no meaning.
+    pub(crate) waiting: AtomicU32,
 }
 
-/// One thread's counters.
+/// Where on the stack a call is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Frame(usize);
+
+impl Frame {
+    /// The frame of the function that this is inlined into.
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "the address must lie in the caller's own frame")]
+    pub(crate) fn here() -> Self {
+        let place = 0u8;
+        Self(ptr::from_ref(&place).addr())
+    }
+
+    /// The address.
+    #[inline]
+    pub(super) fn address(self) -> usize {
+        self.0
+    }
+
+    /// What a mark means to a call in this frame: the enclosing call that is still under way, or 0. Stacks grow
+    /// downwards, so that one lies above; one below was left without a return. A signal handler may run on a stack of its
+    /// own, from which nothing can be told.
+    pub(super) fn enclosing(self, marked: usize) -> usize {
+        if marked == 0 || (marked <= self.0 && !sys::on_signal_stack()) { 0 } else { marked }
+    }
+}
+
+/// One thread's part in every GPU.
 #[derive(Debug)]
 #[repr(align(128))]
 pub(crate) struct Record {
@@ -44,6 +81,12 @@ struct GiveBack;
 impl Drop for GiveBack {
     fn drop(&mut self) {
         if let Some(record) = MINE.replace(None) {
+            // The thread may have ended within a call.
+            for slot in &record.slots {
+                slot.inside.set_back(0);
+                slot.syncing.set_back(0);
+                slot.waiting.store(0, Ordering::Relaxed);
+            }
             record.owned.store(false, Ordering::Release);
         }
     }
@@ -60,7 +103,11 @@ pub(crate) fn record() -> Option<&'static Record> {
 
 #[cold]
 fn take() -> Option<&'static Record> {
-    let record = records().find(|record| !record.owned.swap(true, Ordering::Acquire)).or_else(new_record)?;
+    // Only one that looks free is written to: others are in use on other processors.
+    let free = |record: &&Record| {
+        !record.owned.load(Ordering::Relaxed) && !record.owned.swap(true, Ordering::Acquire)
+    };
+    let record = records().find(free).or_else(new_record)?;
     MINE.set(Some(record));
     // A call from a destructor of another thread-local may come after ours ran; its record stays owned.
     let _ = AT_EXIT.try_with(|_| ());
@@ -96,7 +143,7 @@ fn records() -> impl Iterator<Item = &'static Record> {
     })
 }
 
-/// Sums over all threads.
+/// Sums over all threads: calls ever, and threads by what they are doing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Sum {
     pub(crate) calls: u64,
@@ -108,32 +155,41 @@ pub(crate) struct Sum {
 pub(crate) fn sum(slot: usize) -> Sum {
     records().map(|record| &record.slots[slot]).fold(Sum::default(), |sum, counters| Sum {
         calls: sum.calls.wrapping_add(counters.calls.load(Ordering::Relaxed)),
-        inside: sum.inside.saturating_add(u32::from(counters.inside.load(Ordering::Acquire) > 0)),
-        syncing: sum.syncing.saturating_add(u32::from(counters.syncing.load(Ordering::Relaxed) > 0)),
+        inside: sum.inside.saturating_add(u32::from(counters.inside.is_set())),
+        syncing: sum.syncing.saturating_add(u32::from(counters.syncing.is_set())),
     })
+}
+
+/// Threads that wait at this closing of the gate.
+pub(super) fn waiting(slot: usize, closing: u32) -> u32 {
+    let waits = |record: &&Record| record.slots[slot].waiting.load(Ordering::Relaxed) == closing;
+    records().filter(waits).count() as u32
 }
 
 /// Marks the calling thread as waiting for the GPU of its current context while it lives.
 #[derive(Debug)]
-pub(crate) struct Syncing(Option<&'static AtomicU32>);
+pub(crate) struct Syncing(Option<(&'static Mark, usize)>);
 
 impl Syncing {
     /// Begins to wait.
-    #[inline]
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "the frame is the caller's")]
     pub(crate) fn begin() -> Self {
-        let counter = record().and_then(|record| Some(&record.slots.get(super::current_slot()?)?.syncing));
-        if let Some(counter) = counter {
-            counter.store(counter.load(Ordering::Relaxed).saturating_add(1), Ordering::Relaxed);
-        }
-        Self(counter)
+        let frame = Frame::here();
+        let mark = record().and_then(|record| Some(&record.slots.get(super::current_slot()?)?.syncing));
+        Self(mark.map(|mark| {
+            let before = frame.enclosing(mark.get());
+            mark.set(frame.address());
+            (mark, before)
+        }))
     }
 }
 
 impl Drop for Syncing {
     #[inline]
     fn drop(&mut self) {
-        if let Some(counter) = self.0 {
-            counter.store(counter.load(Ordering::Relaxed).saturating_sub(1), Ordering::Relaxed);
+        if let Some((mark, before)) = self.0 {
+            mark.set_back(before);
         }
     }
 }

@@ -5,9 +5,7 @@ use std::ffi::c_int;
 use super::hooks;
 use crate::{
     abi::{CUresult, Flavour, Ptr, SUCCESS},
-    driver,
-    gate::{self, Work},
-    state,
+    driver, gate, state,
 };
 
 /// Lines whose call begins a capture.
@@ -16,10 +14,11 @@ macro_rules! beginning {
        ($stream:ident: Ptr $(, $arg:ident: $ty:ty)*);)*) => {
         hooks! {$(
             $symbol = $name from $from, $flavour: ($stream: Ptr $(, $arg: $ty)*) |real| {
-                let _inside = gate::enter(Work::Capture);
+                let _inside = gate::enter_all();
                 let code = real($stream $(, $arg)*);
                 if code == SUCCESS {
-                    state::get().captures.began($stream, Flavour::$flavour);
+                    let context = driver::context_of($stream, Flavour::$flavour).ok();
+                    state::get().captures.began($stream, Flavour::$flavour, context);
                 }
                 code
             };
@@ -41,6 +40,12 @@ pub(crate) mod beginning {
             (stream: Ptr, graph: Ptr, dependencies: Ptr, edges: Ptr, count: usize, mode: c_int);
         cuStreamBeginCaptureToGraph_ptsz = c"cuStreamBeginCaptureToGraph" from 12030, PerThread:
             (stream: Ptr, graph: Ptr, dependencies: Ptr, edges: Ptr, count: usize, mode: c_int);
+        cuStreamBeginRecaptureToGraph = c"cuStreamBeginRecaptureToGraph" from 13030, Legacy:
+            (stream: Ptr, mode: c_int, graph: Ptr, changed: Ptr, data: Ptr);
+        cuStreamBeginRecaptureToGraph_ptsz = c"cuStreamBeginRecaptureToGraph" from 13030, PerThread:
+            (stream: Ptr, mode: c_int, graph: Ptr, changed: Ptr, data: Ptr);
+        cuStreamBeginCaptureToCig = c"cuStreamBeginCaptureToCig" from 13010, Legacy: (stream: Ptr, parameters: Ptr);
+        cuStreamBeginCaptureToCig_ptsz = c"cuStreamBeginCaptureToCig" from 13010, PerThread: (stream: Ptr, parameters: Ptr);
     }
 }
 
@@ -48,6 +53,13 @@ pub(crate) mod beginning {
 fn ended(stream: Ptr, flavour: Flavour, code: CUresult) -> CUresult {
     if code == SUCCESS || !driver::is_capturing(stream, flavour) {
         state::get().captures.ended(stream, flavour);
+    }
+    code
+}
+
+fn destroyed(stream: Ptr, code: CUresult) -> CUresult {
+    if code == SUCCESS {
+        state::get().captures.ended(stream, Flavour::Legacy);
     }
     code
 }
@@ -64,12 +76,17 @@ pub(crate) mod ending {
         cuStreamEndCapture_ptsz = c"cuStreamEndCapture" from 10000, PerThread: (stream: Ptr, graph: *mut Ptr) |real| {
             ended(stream, Flavour::PerThread, real(stream, graph))
         };
+        cuStreamEndCaptureToCig = c"cuStreamEndCaptureToCig" from 13010, Legacy: (stream: Ptr) |real| {
+            ended(stream, Flavour::Legacy, real(stream))
+        };
+        cuStreamEndCaptureToCig_ptsz = c"cuStreamEndCaptureToCig" from 13010, PerThread: (stream: Ptr) |real| {
+            ended(stream, Flavour::PerThread, real(stream))
+        };
+        cuStreamDestroy = c"cuStreamDestroy" from 2000, Legacy: (stream: Ptr) |real| {
+            destroyed(stream, real(stream))
+        };
         cuStreamDestroy_v2 = c"cuStreamDestroy" from 4000, Legacy: (stream: Ptr) |real| {
-            let code = real(stream);
-            if code == SUCCESS {
-                state::get().captures.ended(stream, Flavour::Legacy);
-            }
-            code
+            destroyed(stream, real(stream))
         };
     }
 }

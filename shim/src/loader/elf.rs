@@ -1,16 +1,26 @@
 //! One symbol of an already loaded ELF object, found without calling `dlsym` or `dlvsym`.
 //!
 //! The shim exports both of those names, so a reference to either would lead back to itself. The object's own
-//! GNU hash table is the way around: it is part of the stable ELF ABI and mapped into every process.
+//! GNU hash table is the way around: it is part of the stable ELF ABI and mapped into every process. The object is found
+//! in the list that the dynamic linker keeps for debuggers: `dlopen` may be wrapped by a library (a sanitizer's) that is
+//! itself looking for the real one at that moment.
 
 use std::ffi::{CStr, c_void};
 
-/// The public beginning of glibc's `struct link_map`, which is what a handle of `dlopen` points at.
+/// The public beginning of `struct link_map`, which is also what a handle of `dlopen` points at.
 #[repr(C)]
 struct LinkMap {
     base: usize,
     name: *const libc::c_char,
     dynamic: *const Dyn,
+    next: *const LinkMap,
+}
+
+/// The beginning of `struct r_debug`.
+#[repr(C)]
+struct Debug {
+    version: i32,
+    first: *const LinkMap,
 }
 
 #[repr(C)]
@@ -30,6 +40,7 @@ struct Sym {
 }
 
 const DT_NULL: i64 = 0;
+const DT_DEBUG: i64 = 21;
 const DT_STRTAB: i64 = 5;
 const DT_SYMTAB: i64 = 6;
 const DT_GNU_HASH: i64 = 0x6fff_fef5;
@@ -41,13 +52,46 @@ fn gnu_hash(name: &CStr) -> u32 {
 /// The address of `symbol` in the loaded object `soname`, in whichever version comes first; null if the
 /// object is not loaded or has no such symbol.
 pub(crate) fn symbol_of(soname: &CStr, symbol: &CStr) -> *mut c_void {
-    // SAFETY: a plain query for an object that is loaded already; it runs no code of that object.
-    let map = unsafe { libc::dlopen(soname.as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD) };
-    if map.is_null() {
-        return std::ptr::null_mut();
+    let map = listed(soname).unwrap_or_else(|| {
+        // SAFETY: a plain query for an object that is loaded already; it runs no code of that object.
+        unsafe { libc::dlopen(soname.as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD) }.cast_const().cast()
+    });
+    // SAFETY: the entry of a loaded object, or null. The C library, whose symbols are asked for, is never unloaded.
+    unsafe { map.as_ref().and_then(|map| find(map, symbol)) }.unwrap_or(std::ptr::null_mut())
+}
+
+/// The loaded object with this file name in the dynamic linker's list. The walk ends at the object: those that were
+/// loaded with the program come first in the list and stay, so it is safe while another thread loads or unloads others.
+fn listed(soname: &CStr) -> Option<*const LinkMap> {
+    // SAFETY: the kernel tells every program where its headers are; they stay mapped.
+    let headers = unsafe {
+        let first = libc::getauxval(libc::AT_PHDR) as *const libc::Elf64_Phdr;
+        (!first.is_null())
+            .then(|| std::slice::from_raw_parts(first, libc::getauxval(libc::AT_PHNUM) as usize))?
+    };
+    let of_kind =
+        |kind| headers.iter().find(|header| header.p_type == kind).map(|header| header.p_vaddr as usize);
+    let bias = (headers.as_ptr() as usize).wrapping_sub(of_kind(libc::PT_PHDR)?);
+    let mut entry = bias.wrapping_add(of_kind(libc::PT_DYNAMIC)?) as *const Dyn;
+    // SAFETY: the program's own dynamic section ends with DT_NULL. The dynamic linker stores its list behind DT_DEBUG, and
+    // the list's names are C strings.
+    unsafe {
+        while (*entry).tag != DT_DEBUG {
+            if (*entry).tag == DT_NULL {
+                return None;
+            }
+            entry = entry.add(1);
+        }
+        let mut map = ((*entry).value as *const Debug).as_ref()?.first;
+        while let Some(object) = map.as_ref() {
+            let path = CStr::from_ptr(object.name).to_bytes();
+            if path.rsplit(|&byte| byte == b'/').next() == Some(soname.to_bytes()) {
+                return Some(map);
+            }
+            map = object.next;
+        }
     }
-    // SAFETY: a handle of glibc's `dlopen` points at a `link_map`, and libc is never unloaded.
-    unsafe { find(&*map.cast::<LinkMap>(), symbol) }.unwrap_or(std::ptr::null_mut())
+    None
 }
 
 /// # Safety
@@ -115,6 +159,14 @@ mod tests {
             assert!(!ours.is_null(), "{name:?} is not found");
             assert_eq!(ours, theirs, "{name:?}");
         }
+    }
+
+    #[test]
+    fn the_c_library_is_in_the_dynamic_linkers_list() {
+        // SAFETY: a plain query.
+        let handle = unsafe { libc::dlopen(c"libc.so.6".as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD) };
+        assert_eq!(listed(c"libc.so.6"), Some(handle.cast_const().cast()));
+        assert_eq!(listed(c"libno-such-object.so.9"), None);
     }
 
     #[test]

@@ -35,7 +35,9 @@ pub(crate) fn populate(slot: usize, address: CUdeviceptr, bytes: u64) {
     if !is_worth(bytes, total, free) {
         return;
     }
-    if let Some(stream) = driver::current_context().ok().and_then(|context| device.own_stream(context)) {
+    if let Some(stream) =
+        driver::current_context().ok().and_then(|context| device.contexts.own_stream(context))
+    {
         // Refused by a driver that cannot prefetch here: nothing is lost.
         let _unpopulated = driver::prefetch_to(device.ordinal, address, bytes as usize, stream);
     }

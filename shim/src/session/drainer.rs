@@ -4,37 +4,16 @@
 //! cannot be given a deadline or be polled. So it runs here; a wait that takes too long is left to end by itself.
 
 use std::sync::{
-    Mutex, PoisonError,
+    Arc, Mutex, PoisonError,
     mpsc::{Sender, channel},
 };
 
 use nvshare_wire::page::SLOTS;
 
-use crate::{abi::CUresult, devices::Device, driver, state, sys};
+use crate::{devices::Drained, driver, state, sys};
 
-/// How a drain ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Drained {
-    /// Nothing is running.
-    Idle,
-    /// A stream capture is open.
-    Capturing,
-}
-
-/// `CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED` to `CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD`.
-const CAPTURE_ERRORS: std::ops::RangeInclusive<CUresult> = 900..=908;
-
-impl From<Result<(), CUresult>> for Drained {
-    fn from(outcome: Result<(), CUresult>) -> Self {
-        match outcome {
-            Err(code) if CAPTURE_ERRORS.contains(&code) => Self::Capturing,
-            // A context that answers with another error is broken or gone: it runs nothing any more.
-            Ok(()) | Err(_) => Self::Idle,
-        }
-    }
-}
-
-static RESULTS: Mutex<Vec<(usize, u64, Drained)>> = Mutex::new(Vec::new());
+/// Drains that have ended: slot, ticket, outcome; `None` if that is not known.
+type Results = Arc<Mutex<Vec<(usize, u64, Option<Drained>)>>>;
 
 #[derive(Debug, Default)]
 struct Drainer {
@@ -46,6 +25,7 @@ struct Drainer {
 #[derive(Debug, Default)]
 pub(super) struct Drainers {
     slots: [Drainer; SLOTS],
+    results: Results,
 }
 
 impl Drainers {
@@ -56,15 +36,15 @@ impl Drainers {
             return false;
         }
         if drainer.orders.is_none() {
-            drainer.orders = start(slot);
+            drainer.orders = start(slot, Arc::clone(&self.results));
         }
         drainer.busy = drainer.orders.as_ref().is_some_and(|orders| orders.send(ticket).is_ok());
         drainer.busy
     }
 
-    /// Drains that have ended since the last call: slot, ticket, outcome.
-    pub(super) fn ended(&mut self) -> Vec<(usize, u64, Drained)> {
-        let ended = std::mem::take(&mut *RESULTS.lock().unwrap_or_else(PoisonError::into_inner));
+    /// Drains that have ended since the last call.
+    pub(super) fn ended(&mut self) -> Vec<(usize, u64, Option<Drained>)> {
+        let ended = std::mem::take(&mut *self.results.lock().unwrap_or_else(PoisonError::into_inner));
         for &(slot, _, _) in &ended {
             self.slots[slot].busy = false;
         }
@@ -72,7 +52,7 @@ impl Drainers {
     }
 }
 
-fn start(slot: usize) -> Option<Sender<u64>> {
+fn start(slot: usize, results: Results) -> Option<Sender<u64>> {
     let (orders, received) = channel();
     let state = state::get();
     let work = move || {
@@ -80,9 +60,10 @@ fn start(slot: usize) -> Option<Sender<u64>> {
         // has no such mode, the drain reports the capture.
         let _ = driver::relax_captures();
         for ticket in received {
-            let outcome = std::panic::catch_unwind(|| state.devices.get(slot).map_or(Ok(()), Device::drain));
-            let outcome = outcome.map_or(Drained::Idle, Drained::from);
-            RESULTS.lock().unwrap_or_else(PoisonError::into_inner).push((slot, ticket, outcome));
+            let drain = || state.devices.get(slot).map(|device| device.contexts.drain());
+            // After a panic nobody knows what still runs.
+            let outcome = std::panic::catch_unwind(drain).ok().flatten();
+            results.lock().unwrap_or_else(PoisonError::into_inner).push((slot, ticket, outcome));
             state.session.kick();
         }
     };

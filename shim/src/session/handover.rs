@@ -9,10 +9,11 @@ use std::time::Duration;
 use nvshare_wire::{ClientMessage, DrainOutcome, GpuUuid, page::SLOTS};
 
 use super::{
-    drainer::{Drained, Drainers},
+    drainer::Drainers,
     link::{Ended, Link},
 };
 use crate::{
+    devices::Drained,
     gate::{self, thread},
     log::debug,
     state::State,
@@ -121,8 +122,9 @@ impl Handovers {
                 && revocation.epoch == ticket
             {
                 let outcome = match outcome {
-                    Drained::Idle => DrainOutcome::Drained,
-                    Drained::Capturing => DrainOutcome::Capturing,
+                    Some(Drained::Idle) => DrainOutcome::Drained,
+                    Some(Drained::Capturing) => DrainOutcome::Capturing,
+                    None => DrainOutcome::TimedOut,
                 };
                 self.finish(slot, &revocation, outcome, link)?;
             }
@@ -146,23 +148,22 @@ impl Handovers {
                 if state.captures.any() {
                     return self.finish(slot, &revocation, DrainOutcome::Capturing, link);
                 }
-                gate::close(slot);
+                if !gate::close(slot) {
+                    return self.finish(slot, &revocation, DrainOutcome::TimedOut, link);
+                }
                 self.phases[slot] = Phase::Emptying(revocation);
                 revocation
             }
             Phase::Emptying(revocation) | Phase::Draining(revocation) => revocation,
         };
-        if let Phase::Emptying(_) = self.phases[slot]
-            && thread::sum(slot).inside == 0
-        {
-            // No capture begins while the gate is closed, but one may have begun in the moment before.
+        if let Phase::Emptying(_) = self.phases[slot] {
+            let is_empty = thread::sum(slot).inside == 0;
+            // No capture begins while the gate is closed, but one may have begun in the moment before, by a thread that was
+            // inside until now. So this comes after the look at the threads.
             if state.captures.any() {
                 return self.finish(slot, &revocation, DrainOutcome::Capturing, link);
             }
-            if state.devices.get(slot).is_none_or(|device| device.contexts() == 0) {
-                return self.finish(slot, &revocation, DrainOutcome::Drained, link);
-            }
-            if drainers.begin(slot, revocation.epoch) {
+            if is_empty && drainers.begin(slot, revocation.epoch) {
                 self.phases[slot] = Phase::Draining(revocation);
             }
         }
@@ -204,8 +205,14 @@ impl Handovers {
         Ok(())
     }
 
-    /// Every gate was opened without the agent.
-    pub(super) fn forget_closed(&mut self) {
-        self.phases = Default::default();
+    /// Whether the agent believes that work is held back here.
+    pub(super) fn holds_back(&self) -> bool {
+        self.phases.iter().any(|phase| !matches!(phase, Phase::Granted))
+    }
+
+    /// Whether a gate that this session closed is open: a waiting thread has opened it.
+    pub(super) fn was_opened(&self) -> bool {
+        let closed = |phase: &Phase| matches!(phase, Phase::Emptying(_) | Phase::Draining(_) | Phase::Closed);
+        self.phases.iter().enumerate().any(|(slot, phase)| closed(phase) && !gate::is_closed(slot))
     }
 }

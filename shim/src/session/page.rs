@@ -2,13 +2,14 @@
 
 use std::{
     io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    os::fd::{AsRawFd, RawFd},
     sync::atomic::Ordering,
     time::Duration,
 };
 
 use nvshare_wire::page::{PAGE_LEN, PAGE_MAGIC, Page, SLOTS};
 
+use super::held::{Held, Shown};
 use crate::{
     gate::{self, thread},
     state::State,
@@ -23,7 +24,7 @@ const IDLE: Duration = Duration::from_secs(1);
 /// The page and when it was last written.
 #[derive(Debug)]
 pub(super) struct Publication {
-    memory: OwnedFd,
+    memory: Held,
     page: &'static Page,
     interval: Duration,
     last_ns: u64,
@@ -45,12 +46,18 @@ impl Publication {
             &*at.cast::<Page>()
         };
         page.magic.store(PAGE_MAGIC, Ordering::Release);
+        let memory = Held::new(memory)?;
         Ok(Self { memory, page, interval: ACTIVE, last_ns: 0, calls: [0; SLOTS] })
     }
 
-    /// The memory file, for the agent.
-    pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
-        self.memory.as_fd()
+    /// The memory file, for the agent, if it still is ours.
+    pub(super) fn number(&self) -> Option<RawFd> {
+        self.memory.number()
+    }
+
+    /// Shows the memory file.
+    pub(super) fn show(&self, shown: &Shown) {
+        shown.show(Some(&self.memory));
     }
 
     /// Time until the next publication is due.
@@ -82,7 +89,7 @@ impl Publication {
             place.inside.store(sum.inside, Ordering::Relaxed);
             place.syncing.store(sum.syncing, Ordering::Relaxed);
             place.waiting.store(waiting, Ordering::Relaxed);
-            place.contexts.store(device.contexts() as u32, Ordering::Relaxed);
+            place.contexts.store(device.contexts.count() as u32, Ordering::Relaxed);
             let usage = state.memory.usage(slot);
             place.managed.store(usage.managed(), Ordering::Relaxed);
             place.device.store(usage.device(), Ordering::Relaxed);

@@ -2,9 +2,12 @@
 //! to see which function a look-up leads to. Built as `libcuda.so.1`.
 
 use std::{
-    ffi::{CStr, c_char, c_int, c_uint, c_void},
+    ffi::{CStr, CString, c_char, c_int, c_uint, c_void},
     ptr,
-    sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst},
+    },
 };
 
 type Ptr = *mut c_void;
@@ -40,18 +43,84 @@ pub unsafe extern "C" fn fake_calls(name: *const c_char) -> usize {
 pub extern "C" fn cuInit(_flags: c_uint) -> c_int {
     0
 }
+
+unsafe extern "C-unwind" {
+    fn pause() -> c_int;
+    fn pthread_exit(value: Ptr) -> !;
+}
+unsafe extern "C" {
+    fn open(path: *const c_char, flags: c_int) -> c_int;
+    fn mmap(at: Ptr, len: usize, access: c_int, flags: c_int, fd: c_int, offset: i64) -> Ptr;
+}
+
+/// Two words in the file `FAKE_TRIPWIRE`: whether the GPU is given away, and how often work came nevertheless.
+fn tripwire() -> Option<&'static [AtomicU64; 2]> {
+    static TRIPWIRE: OnceLock<Option<&'static [AtomicU64; 2]>> = OnceLock::new();
+    *TRIPWIRE.get_or_init(|| {
+        let path = CString::new(std::env::var("FAKE_TRIPWIRE").ok()?).ok()?;
+        // Read and write, shared, for good.
+        let at = unsafe { mmap(ptr::null_mut(), 4096, 3, 1, open(path.as_ptr(), 2), 0) };
+        assert_ne!(at as isize, -1, "no {path:?}");
+        Some(unsafe { &*at.cast() })
+    })
+}
+
+/// Work that takes a moment, during which the GPU must not be given away.
+fn work() {
+    if let Some([away, violations]) = tripwire() {
+        for _ in 0..20 {
+            if away.load(SeqCst) != 0 {
+                violations.fetch_add(1, SeqCst);
+            }
+            std::hint::spin_loop();
+        }
+    }
+}
+
+/// Launches in these streams never return.
+const STAYS: usize = 0xcc;
+const EXITS: usize = 0xcd;
+
 macro_rules! launches {
     ($($name:ident)*) => {$(
         #[unsafe(no_mangle)]
-        pub extern "C" fn $name(_f: Ptr, _gx: c_uint, _gy: c_uint, _gz: c_uint, _bx: c_uint, _by: c_uint, _bz: c_uint,
-            _shared: c_uint, _stream: Ptr, _params: Ptr, extra: Ptr) -> c_int {
+        pub extern "C-unwind" fn $name(_f: Ptr, _gx: c_uint, _gy: c_uint, _gz: c_uint, _bx: c_uint, _by: c_uint,
+            _bz: c_uint, _shared: c_uint, stream: Ptr, _params: Ptr, extra: Ptr) -> c_int {
             count(stringify!($name));
+            work();
+            match stream as usize {
+                STAYS => loop {
+                    unsafe { pause() };
+                },
+                EXITS => unsafe { pthread_exit(ptr::null_mut()) },
+                _ => {}
+            }
             // The last of eleven arguments comes back, so that a wrapper that shifts any is caught.
             extra as usize as c_int
         }
     )*};
 }
 launches! { cuLaunchKernel cuLaunchKernel_ptsz }
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuMemsetD32Async(_to: u64, value: c_uint, _count: usize, _stream: Ptr) -> c_int {
+    work();
+    value as c_int
+}
+#[unsafe(no_mangle)]
+pub extern "C" fn cuGraphLaunch(_graph: Ptr, stream: Ptr) -> c_int {
+    work();
+    stream as usize as c_int
+}
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn cuStreamSynchronize(stream: Ptr) -> c_int {
+    if stream as usize == STAYS {
+        loop {
+            unsafe { pause() };
+        }
+    }
+    0
+}
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuMemAlloc_v2(place: *mut u64, size: usize) -> c_int {

@@ -17,6 +17,11 @@ pub struct Cuda {
     module: usize,
 }
 
+// SAFETY: the handle of a library that is never closed; look-ups may be made by any thread.
+unsafe impl Send for Cuda {}
+// SAFETY: as above.
+unsafe impl Sync for Cuda {}
+
 /// Calls a driver function by name, ABI version and argument types; gives its result code.
 #[macro_export]
 macro_rules! call {
@@ -107,6 +112,18 @@ impl Cuda {
             stream => usize, pointers.as_mut_ptr() => *mut *const u64, std::ptr::null_mut() => *mut c_void)
     }
 
+    /// The calling thread's current context.
+    pub fn context(&self) -> usize {
+        let mut context = 0;
+        assert_eq!(call!(self, "cuCtxGetCurrent" 4000, &raw mut context => *mut usize), 0);
+        context
+    }
+
+    /// Makes a context the calling thread's current one.
+    pub fn set_context(&self, context: usize) {
+        assert_eq!(call!(self, "cuCtxSetCurrent" 4000, context => usize), 0);
+    }
+
     /// A block of `cuMemAlloc`.
     pub fn allocate(&self, bytes: usize) -> u64 {
         let mut address = 0;
@@ -149,5 +166,23 @@ impl Cuda {
             out.as_mut_ptr() => *mut u32, address => u64, words * 4 => usize);
         assert_eq!(code, 0);
         out
+    }
+}
+
+/// Which function lies at an address: the file it is in and its name there, or `null`.
+#[expect(clippy::not_unsafe_ptr_arg_deref, reason = "an address to look up; nothing is read there")]
+pub fn owner(function: *mut c_void) -> String {
+    if function.is_null() {
+        return "null".to_owned();
+    }
+    // SAFETY: `dladdr` takes any address; the strings that it gives live as long as their object.
+    unsafe {
+        let mut info: libc::Dl_info = std::mem::zeroed();
+        if libc::dladdr(function, &raw mut info) == 0 || info.dli_sname.is_null() {
+            return format!("{function:?}");
+        }
+        let text = |text| CStr::from_ptr(text).to_string_lossy();
+        let file = text(info.dli_fname);
+        format!("{} {}", file.rsplit('/').next().unwrap_or_default(), text(info.dli_sname))
     }
 }

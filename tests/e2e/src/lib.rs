@@ -5,11 +5,18 @@
 //! when a test panics.
 
 pub mod agent;
+pub mod api;
 pub mod binaries;
+pub mod compile;
 pub mod cuda;
+pub mod denied;
+pub mod headers;
 pub mod process;
 pub mod program;
+pub mod pypi;
+pub mod runtime;
 pub mod scene;
+pub mod scripted;
 pub mod simulator;
 pub mod workload;
 
@@ -18,6 +25,7 @@ pub use binaries::Binaries;
 pub use cuda::Cuda;
 pub use process::{monotonic_ms, wait_until};
 pub use scene::Scene;
+pub use scripted::ScriptedAgent;
 pub use simulator::{Simulator, SimulatorOptions};
 pub use workload::{Workload, WorkloadOptions};
 

@@ -6,12 +6,19 @@
 #![expect(clippy::expect_used, reason = "what fails here fails the test")]
 
 use std::{
+    fs::File,
+    io::{BufRead as _, BufReader, Write as _},
     path::{Path, PathBuf},
-    process::{Command, Output},
-    sync::OnceLock,
+    process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio},
+    sync::{
+        OnceLock,
+        mpsc::{self, Receiver},
+    },
+    thread,
+    time::Duration,
 };
 
-use crate::{Binaries, Cuda, Simulator, SimulatorOptions};
+use crate::{Binaries, Cuda, Simulator, SimulatorOptions, monotonic_ms, wait_until};
 
 /// Set in processes that run a body: its role.
 const ROLE: &str = "NVSHARE_TEST_ROLE";
@@ -36,6 +43,13 @@ pub fn built() -> &'static Path {
         assert!(status.is_ok_and(|status| status.success()), "the simulated GPU or the shim does not build");
         profile_dir()
     })
+}
+
+/// A command that runs the body of `test` in `role`, before whatever driver its environment will name.
+pub fn body(test: &str, role: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap_or_default());
+    command.args([test, "--exact", "--nocapture", "--test-threads=1"]).env(ROLE, role);
+    command
 }
 
 /// A simulated host for one test.
@@ -73,11 +87,8 @@ impl Host {
 
     /// A command that runs the body of `test` in `role` on this host.
     pub fn program(&self, test: &str, role: &str) -> Command {
-        let mut command = Command::new(std::env::current_exe().unwrap_or_default());
-        command
-            .args([test, "--exact", "--nocapture", "--test-threads=1"])
-            .env(ROLE, role)
-            .envs(self.simulator.environment());
+        let mut command = body(test, role);
+        command.envs(self.simulator.environment());
         command
     }
 
@@ -142,6 +153,131 @@ fn figure(account: &serde_json::Value, name: &str) -> u64 {
     account[name].as_u64().expect("a number")
 }
 
+/// How long a program may take to say something, or to end, before the test has failed.
+const PATIENCE: Duration = Duration::from_mins(1);
+/// What a body says begins with this; other lines are the test framework's.
+const SAID: &str = "> ";
+
+/// A body under way, which is told what to do line by line.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    orders: Option<ChildStdin>,
+    lines: Receiver<String>,
+    others: String,
+    log: PathBuf,
+}
+
+impl Running {
+    /// Starts a body; its standard error goes to a file in `dir`.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub fn start(command: &mut Command, dir: &Path) -> Self {
+        let log = dir.join(format!("program-{}.log", monotonic_ms()));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(File::create(&log).expect("a log"));
+        let mut child = command.spawn().expect("the program starts");
+        let orders = child.stdin.take();
+        let said = BufReader::new(child.stdout.take().expect("a pipe"));
+        let (line_tx, line_rx) = mpsc::channel();
+        thread::spawn(move || said.lines().map_while(Result::ok).try_for_each(|line| line_tx.send(line)));
+        Self { child, orders, lines: line_rx, others: String::new(), log }
+    }
+
+    /// The process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Gives an order.
+    ///
+    /// # Panics
+    /// If the program has ended.
+    pub fn tell(&mut self, order: &str) {
+        let orders = self.orders.as_mut().expect("still listening");
+        assert!(writeln!(orders, "{order}").is_ok(), "the program has ended: {}", self.log());
+    }
+
+    /// What the body says next.
+    ///
+    /// # Panics
+    /// If it says nothing more.
+    pub fn hear(&mut self) -> String {
+        loop {
+            let Ok(line) = self.lines.recv_timeout(PATIENCE) else {
+                panic!("the program says nothing more: {}\n{}", self.others, self.log())
+            };
+            match line.strip_prefix(SAID) {
+                Some(said) => return said.to_owned(),
+                None => self.others.push_str(&line),
+            }
+        }
+    }
+
+    /// An order and what is said to it.
+    pub fn ask(&mut self, order: &str) -> String {
+        self.tell(order);
+        self.hear()
+    }
+
+    /// What the program has written to its standard error so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Gives no more orders and waits for the end.
+    ///
+    /// # Panics
+    /// If it does not end.
+    pub fn end(&mut self) -> ExitStatus {
+        self.orders = None;
+        let ended = wait_until("the program to end", PATIENCE, || Ok(self.child.try_wait()?));
+        ended.unwrap_or_else(|error| panic!("{error}\n{}", self.log()))
+    }
+
+    /// The same; what the program wrote to its standard error.
+    ///
+    /// # Panics
+    /// If it failed, or ran no body.
+    pub fn finish(mut self) -> String {
+        let status = self.end();
+        self.others.extend(self.lines.try_iter());
+        assert!(
+            status.success() && self.others.contains("1 passed"),
+            "{status}: {}\n{}",
+            self.others,
+            self.log()
+        );
+        self.log()
+    }
+}
+
+impl Drop for Running {
+    #[expect(clippy::print_stderr, reason = "what a failed test's program said explains the failure")]
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("the program ({:?}): {}\n{}", self.child.try_wait(), self.others, self.log());
+        }
+        if matches!(self.child.try_wait(), Ok(None)) {
+            self.child.kill().expect("a child of ours");
+            self.child.wait().expect("a child of ours");
+        }
+    }
+}
+
+/// Says something to [`Running::hear`], from a body.
+pub fn say(text: impl std::fmt::Display) {
+    // The test framework leaves an unfinished line.
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "\n{SAID}{text}").and_then(|()| out.flush()).expect("somebody listens");
+}
+
+/// The orders of [`Running::tell`], in a body.
+pub fn orders() -> impl Iterator<Item = String> {
+    // Without keeping the lock between two lines, so that a body can ask for the next one anywhere.
+    std::iter::from_fn(|| std::io::stdin().lines().next()?.ok())
+}
+
 /// (in, out): bytes of managed memory that the simulator has moved for this process.
 ///
 /// # Panics
@@ -160,7 +296,7 @@ pub fn resident() -> u64 {
 }
 
 /// The output folder of this test's cargo profile. A body uses what whoever started it has built.
-fn profile_dir() -> PathBuf {
+pub(crate) fn profile_dir() -> PathBuf {
     let test = std::env::current_exe().unwrap_or_default();
     test.ancestors().nth(2).unwrap_or(Path::new("")).to_owned()
 }

@@ -51,6 +51,7 @@ const PARTS: [Part; 3] = [
                     "ftruncate",
                     "getenv",
                     "malloc",
+                    "memcmp",
                     "memmove",
                     "memset",
                     "mmap",

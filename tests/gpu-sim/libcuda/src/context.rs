@@ -100,6 +100,9 @@ impl Context {
 
     fn destroy(&self) {
         for stream in self.streams() {
+            if let Some(capture) = stream.capture() {
+                capture.stream_destroyed(&stream);
+            }
             stream.wait_idle();
             stream.close();
         }
@@ -370,8 +373,8 @@ driver_api! {
 }
 
 fn reset_primary(device: Device) -> Outcome {
+    // It must still be released as often as it was retained.
     let mut primary = lock(&primaries()?[gpu_index(device)?]);
-    primary.references = 0;
     if let Some(context) = primary.context.take() {
         context.destroy();
         CONTEXTS.remove(handle_of(&context))?;

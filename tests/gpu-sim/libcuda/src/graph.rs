@@ -227,6 +227,19 @@ impl Capture {
         }
     }
 
+    /// Ends the capture with the stream that it began in; losing another one only spoils it.
+    pub(crate) fn stream_destroyed(&self, stream: &Arc<Stream>) {
+        self.invalidate();
+        if handle_of(stream) == self.origin {
+            lock(&CAPTURES).retain(|capture| capture.id != self.id);
+            let state = std::mem::take(&mut *lock(&self.state));
+            for member in state.members.values() {
+                *lock(&member.stream.capture) = None;
+            }
+            self.graph.destroy();
+        }
+    }
+
     fn end(&self, stream: &Arc<Stream>) -> Outcome<Handle> {
         if handle_of(stream) != self.origin {
             self.invalidate();

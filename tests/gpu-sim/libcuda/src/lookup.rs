@@ -9,7 +9,7 @@ use std::{
 use crate::{
     abi::{INVALID_VALUE, NOT_SUPPORTED, Out, Outcome, Text},
     entry::driver_api,
-    process::{self, DRIVER_VERSION},
+    process::{self, driver_version},
     registry::lock,
 };
 
@@ -56,7 +56,9 @@ pub(crate) fn unsupported(name: &'static str) -> u32 {
 fn find(name: &str, version: u32, flags: u64) -> Result<*const (), u32> {
     let mut known = false;
     let mut best: Option<&Entry> = None;
-    for entry in ENTRIES.iter().filter(|entry| entry.base == name) {
+    // What came after this driver is as unknown to it as a name that never was.
+    let own = driver_version().cast_unsigned();
+    for entry in ENTRIES.iter().filter(|entry| entry.base == name && entry.version <= own) {
         known = true;
         if entry.version > version || (entry.thread && flags & PER_THREAD == 0) {
             continue;
@@ -81,7 +83,7 @@ fn look_up(
     flags: u64,
     status: Out<u32>,
 ) -> Outcome {
-    if function.is_null() || flags & !3 != 0 || !(0..=DRIVER_VERSION).contains(&version) {
+    if function.is_null() || flags & !3 != 0 || !(0..=driver_version()).contains(&version) {
         return Err(INVALID_VALUE);
     }
     let (pointer, result) = match find(symbol.get()?, version.cast_unsigned(), flags) {

@@ -20,8 +20,14 @@ use crate::{
     registry::lock,
 };
 
-/// CUDA 13.0, as `cuDriverGetVersion` says it.
-pub(crate) const DRIVER_VERSION: i32 = 13000;
+/// The driver's version as `cuDriverGetVersion` says it: CUDA 13.0, unless `NVSHARE_SIM_DRIVER_VERSION` names another.
+pub(crate) fn driver_version() -> i32 {
+    static VERSION: OnceLock<i32> = OnceLock::new();
+    *VERSION.get_or_init(|| {
+        let other = std::env::var("NVSHARE_SIM_DRIVER_VERSION").ok();
+        other.and_then(|version| version.parse().ok()).unwrap_or(13000)
+    })
+}
 
 /// What `cuInit` sets up, once per process.
 pub(crate) struct Driver {
@@ -142,6 +148,6 @@ driver_api! {
     }
 
     fn cuDriverGetVersion(version: Out<i32>) {
-        version.set(DRIVER_VERSION)
+        version.set(driver_version())
     }
 }

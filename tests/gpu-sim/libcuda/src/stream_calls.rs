@@ -25,7 +25,7 @@ fn create(out: Out<Handle>, flags: u32, priority: i32) -> Outcome {
 fn destroy(handle: Handle) -> Outcome {
     let stream = STREAMS.remove(handle)?;
     if let Some(capture) = stream.capture() {
-        capture.invalidate();
+        capture.stream_destroyed(&stream);
     }
     // As in the driver: what is queued still runs.
     stream.close();

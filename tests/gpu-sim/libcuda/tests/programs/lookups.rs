@@ -2,32 +2,22 @@
 
 use std::ptr;
 
-use nvshare_tests::{call, cuda::Cuda, program::built};
+use nvshare_tests::{
+    api::{LookUp, runtime_look_ups},
+    call,
+    cuda::Cuda,
+    program::{Host, built, passed, role},
+};
 
 fn driver() -> Cuda {
     Cuda::load_from(&built().join("libcuda.so"))
 }
 
-/// (name, version, flags) of every look-up in the fixture.
-fn rows() -> Vec<(String, i32, u64)> {
-    let mut rows = Vec::new();
-    for line in include_str!("../../data/cudart-lookups.txt").lines().filter(|line| !line.starts_with('#')) {
-        let mut cells = line.split('|').map(str::trim);
-        let name = cells.next().unwrap();
-        for ask in cells.flat_map(|cell| cell.split(',')).filter(|ask| *ask != "-") {
-            let (version, flags) = ask.split_once('/').unwrap();
-            rows.push((name.to_owned(), version.parse().unwrap(), flags.parse().unwrap()));
-        }
-    }
-    assert!(rows.len() > 1600, "the fixture is cut short: {} rows", rows.len());
-    rows
-}
-
 #[test]
 fn every_symbol_that_a_runtime_asks_for_resolves() {
     let cuda = driver();
-    for (name, version, flags) in rows() {
-        let (code, function, status) = cuda.query(&name, version, flags);
+    for LookUp { name, version, flags } in runtime_look_ups() {
+        let (code, function, status) = cuda.query(name, version, flags);
         // Two probes of the runtimes name nothing: the empty name, and a suffixed one.
         let known = !name.is_empty() && !name.ends_with("_ptsz");
         let expected = if known { (0, false, 0) } else { (0, true, 1) };
@@ -71,6 +61,21 @@ fn a_look_up_that_fails_says_why() {
     // Above the driver's version: an error, and nothing is touched.
     let (code, function, status) = cuda.query("cuInit", 13010, 0);
     assert_eq!((code, function, status), (1, ptr::dangling_mut(), 77));
+}
+
+#[test]
+fn an_older_driver_does_not_know_what_came_later() {
+    const TEST: &str = "lookups::an_older_driver_does_not_know_what_came_later";
+    if role().is_some() {
+        let cuda = Cuda::load();
+        assert_eq!(cuda.look_up("cuMemAdvise", 12000, 0), cuda.symbol("cuMemAdvise"));
+        assert_eq!(cuda.query("cuMemAdvise", 12020, 0).0, 1, "newer than the driver");
+        assert_eq!(cuda.query("cuMemcpyBatchAsync", 12000, 0), (0, ptr::null_mut(), 1));
+        return;
+    }
+    let host = Host::new("64MiB");
+    let mut command = host.program(TEST, "main");
+    passed(&command.env("NVSHARE_SIM_DRIVER_VERSION", "12000").output().unwrap());
 }
 
 #[test]
