@@ -12,6 +12,7 @@ pub(crate) mod fill;
 pub(crate) mod launch;
 pub(crate) mod memory;
 pub(crate) mod narrow;
+pub(crate) mod nvml;
 pub(crate) mod proc_address;
 pub(crate) mod residency;
 pub(crate) mod stream;

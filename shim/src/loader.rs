@@ -14,16 +14,19 @@
 //! an interposer itself.
 
 pub(crate) mod elf;
+mod library;
 mod trampoline;
+
+pub(crate) use library::{CUDA, Library, NVML};
 
 use std::{
     ffi::{CStr, c_char, c_void},
     mem::transmute,
     ptr,
-    sync::atomic::{AtomicPtr, AtomicUsize, Ordering},
+    sync::atomic::{AtomicPtr, Ordering},
 };
 
-use crate::{abi::Ptr, config, table};
+use crate::{abi::Ptr, config, hooks::nvml, table, table::Real};
 
 type Dlsym = unsafe extern "C" fn(*mut c_void, *const c_char) -> *mut c_void;
 type Dlvsym = unsafe extern "C" fn(*mut c_void, *const c_char, *const c_char) -> *mut c_void;
@@ -37,10 +40,6 @@ const BASE_VERSION: &CStr = c"GLIBC_2.17";
 static REAL_DLSYM: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
 /// The real `dlvsym`; likewise.
 static REAL_DLVSYM: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
-/// Handle of the driver's library; null before it was seen.
-static DRIVER: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
-/// Where the driver's library is mapped.
-static DRIVER_BASE: AtomicUsize = AtomicUsize::new(0);
 
 /// What the trampoline does next; two words, returned in two registers.
 #[repr(C)]
@@ -103,12 +102,33 @@ fn dlsym_real(handle: *mut c_void, name: *const c_char) -> *mut c_void {
 }
 
 fn might_be_driver_name(name: *const c_char) -> bool {
-    // SAFETY: `name` is null or a C string; bytes are read only up to its end.
-    unsafe {
-        !name.is_null()
-            && *name == b'c' as c_char
-            && *name.add(1) == b'u' as c_char
-            && (*name.add(2) as u8).is_ascii_uppercase()
+    // SAFETY: null or a C string; what differs from the prefix ends the comparison, at its end at the latest.
+    let begins = |prefix: &[u8]| unsafe {
+        prefix.iter().enumerate().all(|(index, &byte)| *name.add(index) as u8 == byte)
+    };
+    // SAFETY: as above; a name that begins with `cu` has a third byte.
+    !name.is_null()
+        && (begins(b"cu") && unsafe { *name.add(2) as u8 }.is_ascii_uppercase() || begins(b"nvmlDevice"))
+}
+
+/// A hooked function of one of the driver's libraries.
+struct Hook {
+    library: &'static Library,
+    wrapper: Ptr,
+    real: &'static Real,
+}
+
+impl Hook {
+    fn of(symbol: &CStr) -> Option<Self> {
+        let cuda = || {
+            table::by_symbol(symbol).map(|row| Self {
+                library: &CUDA,
+                wrapper: row.wrapper(),
+                real: row.real(),
+            })
+        };
+        let nvml = || nvml::by_symbol(symbol).map(|(wrapper, real)| Self { library: &NVML, wrapper, real });
+        cuda().or_else(nvml)
     }
 }
 
@@ -145,63 +165,17 @@ fn answer(
 ) -> Answer {
     // SAFETY: the caller checked that it is a C string.
     let symbol = unsafe { CStr::from_ptr(name) };
-    let Some(row) = table::by_symbol(symbol) else { return JUMP };
+    let Some(hook) = Hook::of(symbol) else { return JUMP };
     let mut found = look_up(handle, name);
-    if found == row.wrapper() {
+    if found == hook.wrapper {
         // A search of the whole program meets our export first; what counts is what it meets without us.
         found = look_up(libc::RTLD_NEXT, name);
     }
-    if found.is_null() || config::get().disabled || !is_driver(found) {
+    if found.is_null() || config::get().disabled || !hook.library.holds(found) {
         return Answer { answered: 1, pointer: found };
     }
-    row.real().remember(found);
-    Answer { answered: 1, pointer: row.wrapper() }
-}
-
-/// Whether `address` lies in the driver's library. The first such address makes that library the driver.
-fn is_driver(address: *mut c_void) -> bool {
-    // SAFETY: all-zero is a valid `Dl_info`, and `dladdr` accepts any address.
-    let (info, found) = unsafe {
-        let mut info: libc::Dl_info = std::mem::zeroed();
-        let found = libc::dladdr(address, &raw mut info) != 0;
-        (info, found)
-    };
-    if !found || info.dli_fname.is_null() {
-        return false;
-    }
-    let known = DRIVER_BASE.load(Ordering::Acquire);
-    if known != 0 {
-        return known == info.dli_fbase as usize;
-    }
-    // SAFETY: `dladdr` gave a C string that lives as long as the object.
-    let path = unsafe { CStr::from_ptr(info.dli_fname) };
-    let file = path.to_bytes().rsplit(|&byte| byte == b'/').next().unwrap_or_default();
-    if !file.starts_with(b"libcuda.so") {
-        return false;
-    }
-    // SAFETY: only raises the reference count of an object that is loaded.
-    let handle = unsafe { libc::dlopen(info.dli_fname, libc::RTLD_LAZY | libc::RTLD_NOLOAD) };
-    if handle.is_null() {
-        return false;
-    }
-    DRIVER.store(handle, Ordering::Release);
-    DRIVER_BASE.store(info.dli_fbase as usize, Ordering::Release);
-    true
-}
-
-/// The driver's own function of this name, past every wrapper; null if there is none or no driver is loaded.
-pub(crate) fn driver_symbol(name: &CStr) -> Ptr {
-    let mut handle = DRIVER.load(Ordering::Acquire);
-    if handle.is_null() {
-        // A program linked against the driver calls our exports without any look-up.
-        // SAFETY: only finds an object that is loaded already.
-        handle = unsafe { libc::dlopen(c"libcuda.so.1".as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD) };
-        if handle.is_null() {
-            return ptr::null_mut();
-        }
-        DRIVER.store(handle, Ordering::Release);
-    }
-    dlsym_real(handle, name.as_ptr())
+    hook.real.remember(found);
+    Answer { answered: 1, pointer: hook.wrapper }
 }
 
 #[cfg(test)]

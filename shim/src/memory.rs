@@ -338,13 +338,16 @@ impl Memory {
 
 /// What a program is told about the current GPU's memory: free and total bytes.
 pub(crate) fn information(real_total: u64) -> Option<(u64, u64)> {
+    information_of(gate::current_slot()?, real_total)
+}
+
+/// The same of the GPU in a slot.
+pub(crate) fn information_of(slot: usize, real_total: u64) -> Option<(u64, u64)> {
     let state = state::get();
-    let slot = gate::current_slot()?;
     let device = state.devices.get(slot)?;
-    Some(Room::of(real_total, config::get()).information(
-        state.memory.held(slot, device.ordinal),
-        state.memory.unevictable[slot].load(Ordering::Relaxed),
-    ))
+    let held = state.memory.held(slot, device.ordinal);
+    let unevictable = state.memory.unevictable[slot].load(Ordering::Relaxed);
+    Some(Room::of(real_total, config::get()).information(held, unevictable))
 }
 
 /// The size of a GPU as the program is told.

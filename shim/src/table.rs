@@ -20,19 +20,27 @@ use std::{
 
 use crate::{
     abi::{Flavour, PER_THREAD_STREAM, Ptr},
-    hooks, loader,
+    hooks,
+    loader::{CUDA, Library},
 };
 
 /// The driver's own function behind a wrapper.
 #[derive(Debug)]
 pub(crate) struct Real {
+    library: &'static Library,
     symbol: &'static CStr,
     address: AtomicPtr<c_void>,
 }
 
 impl Real {
+    /// A function of the CUDA driver.
     pub(crate) const fn new(symbol: &'static CStr) -> Self {
-        Self { symbol, address: AtomicPtr::new(ptr::null_mut()) }
+        Self::of(&CUDA, symbol)
+    }
+
+    /// A function of a library.
+    pub(crate) const fn of(library: &'static Library, symbol: &'static CStr) -> Self {
+        Self { library, symbol, address: AtomicPtr::new(ptr::null_mut()) }
     }
 
     pub(crate) const fn symbol(&self) -> &'static CStr {
@@ -48,7 +56,7 @@ impl Real {
 
     #[cold]
     fn find(&self) -> Option<Ptr> {
-        let found = loader::driver_symbol(self.symbol);
+        let found = self.library.symbol(self.symbol);
         self.remember(found);
         Some(found).filter(|found| !found.is_null())
     }

@@ -30,8 +30,8 @@ struct Identity {
 fn identity(fd: RawFd) -> io::Result<Identity> {
     // SAFETY: an all-zero structure is a valid place for the answer.
     unsafe {
-        let mut status: libc::stat = std::mem::zeroed();
-        if libc::fstat(fd, &raw mut status) != 0 {
+        let mut status: libc::stat64 = std::mem::zeroed();
+        if libc::fstat64(fd, &raw mut status) != 0 {
             return Err(io::Error::last_os_error());
         }
         Ok(Identity { device: status.st_dev as u64, inode: status.st_ino as u64 })

@@ -166,7 +166,7 @@ fn numbers(version: &str) -> Option<(u32, u32)> {
 }
 
 fn is_ours_to_export(name: &str) -> bool {
-    matches!(name, "dlsym" | "dlvsym")
+    matches!(name, "dlsym" | "dlvsym" | "nvmlDeviceGetMemoryInfo" | "nvmlDeviceGetMemoryInfo_v2")
         || name
             .strip_prefix("cu")
             .is_some_and(|rest| rest.starts_with(|first: char| first.is_ascii_uppercase()))
