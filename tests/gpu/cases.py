@@ -75,16 +75,16 @@ CASES = [
     torch("nccl-torch", "`torch.distributed` on NCCL, one process", "torch_nccl.py"),
     torch("nccl-api", "NCCL's own interface: `ncclCommInitAll`, all-reduce", "nccl_api.py"),
     torch(
-        "memory-told", "free and total memory as PyTorch, the runtime and NVML tell it", "memory_told.py", alone=True,
-        turns=False,
+        "memory-told", "free and total memory as PyTorch, the runtime and NVML tell it", "memory_told.py",
+        args=["--alone"], alone=True, turns=False,
     ),
     torch(
         "memory-limit", "the same under `NVSHARE_MEMORY_LIMIT=8GiB`: the limit is the size of the card", "memory_told.py",
-        shim_args=["--limit", str(8 * GIB)], shim_env={"NVSHARE_MEMORY_LIMIT": "8GiB"}, alone=True, turns=False,
+        shim_args=["--limit", str(8 * GIB)], shim_env={"NVSHARE_MEMORY_LIMIT": "8GiB"},
     ),
     torch(
         "memory-limit-nvml", "NVML tells the same limit", "memory_told.py", args=["--nvml"],
-        shim_args=["--limit", str(8 * GIB)], shim_env={"NVSHARE_MEMORY_LIMIT": "8GiB"}, alone=True, turns=False,
+        shim_args=["--limit", str(8 * GIB)], shim_env={"NVSHARE_MEMORY_LIMIT": "8GiB"},
     ),
     torch(
         "out-of-memory", "`torch.OutOfMemoryError` at a limit of 2 GiB, and life after it", "torch_oom.py",

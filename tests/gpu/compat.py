@@ -336,11 +336,11 @@ def run_all(suite, cases):
     # Without a file of its own the agent would read the machine's.
     suite.agent = Agent(suite.options.binaries, suite.run_dir, config.read_text() if config else "", "off")
     try:
-        # The longest first; a program's bare run before the others, as it fills the compilers' caches.
+        # The longest first, so that none is left over at the end.
         together = sorted((case for case in cases if not case.alone), key=lambda case: -case.deadline)
         with concurrent.futures.ThreadPoolExecutor(suite.options.jobs) as pool:
-            for arm in (BARE, AGAIN, SHIM):
-                for case in together:
+            for case in together:
+                for arm in (BARE, AGAIN, SHIM):
                     pool.submit(suite.task, case, arm)
         for case in cases:
             if case.alone:

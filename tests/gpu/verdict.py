@@ -138,4 +138,4 @@ def first_error(text):
     if found is None:
         words = ("error", "fatal", "abort", "fail", "terminate called", "segmentation")
         found = next((line for line in lines if any(word in line.lower() for word in words)), None)
-    return (found or (lines[-1] if lines else "no output")).strip()[:300]
+    return (found or (lines[-1] if lines else "no output")).strip()[:200]

@@ -25,7 +25,7 @@ impl Binaries {
         Ok(binaries)
     }
 
-    /// The same for who needs but some of them and has just built those.
+    /// The programs in `dir`, for who needs but some of them and has just built those.
     pub(crate) fn unchecked(dir: &Path) -> Self {
         Self { dir: dir.to_owned() }
     }

@@ -2,6 +2,7 @@
 
 import math
 
+import numba_on_numpy  # noqa: F401
 import numpy
 from numba import cuda, float32, int32
 

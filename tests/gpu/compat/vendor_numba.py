@@ -9,6 +9,7 @@ import time
 import types
 import unittest
 
+import numba_on_numpy  # noqa: F401
 from result import Result, skip
 
 DRIVER = (
@@ -20,7 +21,7 @@ PROGRAMS = (
     "ipc multithreads multiprocessing cuda_array_interface stream_api cooperative_groups array array_args constmem sm "
     "localmem matmul laplace transpose reduction sync forall gufunc record_dtype"
 ).split()
-SECONDS = 50
+SECONDS = 75
 
 
 def stand_in(name):

@@ -65,9 +65,6 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let cuda = Cuda::open(options.gpu)?;
     let (kernel, simulated) = sweep::load(&cuda)?;
     let careful = !simulated && !options.allow_oversubscription;
-    if careful {
-        nvml::refuse_oversubscription(&cuda, HELD)?;
-    }
     let held = cuda.allocate(HELD, options.managed_own)?;
     cuda.clear(held, HELD)?;
     cuda.launch_tiny(kernel, held)?;
