@@ -49,6 +49,10 @@ CASES = [
     torch("torch-two", "two training processes at once", "torch_two.py"),
     torch("torch-ipc-small", "a tensor of 256 KiB shared with another process (CUDA IPC)", "torch_ipc.py", args=["256KiB"]),
     torch("torch-ipc-large", "a tensor of 64 MiB shared with another process (CUDA IPC)", "torch_ipc.py", args=["64MiB"]),
+    torch(
+        "torch-ipc-large-plain", "the same with `NVSHARE_MANAGED_MIN_BYTES=never`", "torch_ipc.py", args=["64MiB"],
+        shim_env={"NVSHARE_MANAGED_MIN_BYTES": "never"},
+    ),
     torch("torch-ipc-event", "a CUDA event shared with another process", "torch_ipc.py", args=["event"]),
     Case(
         "transformers", "Hugging Face transformers: a small Llama generates text, with and without a static cache",
