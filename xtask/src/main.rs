@@ -8,6 +8,7 @@
 mod cargo;
 mod demo;
 mod ebpf;
+mod gpu_bench;
 mod run_agent;
 mod setup_ebpf;
 mod shim;
@@ -31,6 +32,7 @@ struct Cli {
 enum Task {
     RunAgent(run_agent::Args),
     Demo(demo::Args),
+    GpuBench(gpu_bench::Args),
     Test(test::Args),
     Ebpf(ebpf::Args),
     SetupEbpf(setup_ebpf::Args),
@@ -42,6 +44,7 @@ fn main() -> anyhow::Result<()> {
     match Cli::parse().task {
         Task::RunAgent(args) => run_agent::run(&args),
         Task::Demo(args) => demo::run(&args),
+        Task::GpuBench(args) => gpu_bench::run(&args),
         Task::Test(args) => test::run(&args),
         Task::Ebpf(args) => ebpf::run(&args),
         Task::SetupEbpf(args) => setup_ebpf::run(&args),

@@ -13,20 +13,19 @@ pub struct Binaries {
 impl Binaries {
     /// The programs in `dir`, a cargo profile's output folder such as `target/debug`.
     pub fn in_dir(dir: &Path) -> Result<Self> {
-        let binaries = Self::unchecked(dir);
-        for path in
-            [binaries.agent(), binaries.ctl(), binaries.simulator(), binaries.workload(), binaries.shim()]
-        {
-            ensure!(
-                path.exists(),
-                "{} is missing: build everything first with `cargo build` (`cargo xtask test` does)",
-                path.display()
-            );
-        }
+        let binaries = Self::for_real_gpu(dir)?;
+        require(&[binaries.simulator()])?;
         Ok(binaries)
     }
 
-    /// The same for who needs but some of them and has just built those.
+    /// The same without the simulator, which a machine with a GPU does not need.
+    pub fn for_real_gpu(dir: &Path) -> Result<Self> {
+        let binaries = Self::unchecked(dir);
+        require(&[binaries.agent(), binaries.ctl(), binaries.workload(), binaries.shim()])?;
+        Ok(binaries)
+    }
+
+    /// The programs in `dir`, for who needs but some of them and has just built those.
     pub(crate) fn unchecked(dir: &Path) -> Self {
         Self { dir: dir.to_owned() }
     }
@@ -63,8 +62,24 @@ impl Binaries {
         self.dir.join("nvshare-workload")
     }
 
+    /// The library that makes managed memory of what a program allocates through the CUDA runtime.
+    pub fn managed_malloc(&self) -> PathBuf {
+        self.dir.join("libnvshare_managed_malloc.so")
+    }
+
     /// The library that is preloaded into users' programs.
     pub fn shim(&self) -> PathBuf {
         self.dir.join("libnvshare.so")
     }
+}
+
+fn require(paths: &[PathBuf]) -> Result<()> {
+    for path in paths {
+        ensure!(
+            path.exists(),
+            "{} is missing: build everything first with `cargo build` (`cargo xtask test` does)",
+            path.display()
+        );
+    }
+    Ok(())
 }

@@ -24,10 +24,17 @@ impl Guarded {
     pub fn spawn(name: &str, command: &mut Command, log: &Path, capture_stdout: bool) -> Result<Self> {
         let file = File::create(log).with_context(|| format!("creating {}", log.display()))?;
         let stdout = if capture_stdout { Stdio::piped() } else { file.try_clone()?.into() };
+        Self::start(name, command.stdin(Stdio::null()).stdout(stdout).stderr(file), log)
+    }
+
+    /// Starts `command` to be talked to: its standard input and output are pipes, its standard error goes to `log`.
+    pub fn spawn_to_talk(name: &str, command: &mut Command, log: &Path) -> Result<Self> {
+        let file = File::create(log).with_context(|| format!("creating {}", log.display()))?;
+        Self::start(name, command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(file), log)
+    }
+
+    fn start(name: &str, command: &mut Command, log: &Path) -> Result<Self> {
         let child = command
-            .stdin(Stdio::null())
-            .stdout(stdout)
-            .stderr(file)
             .spawn()
             .with_context(|| format!("starting {name}: {}", command.get_program().display()))?;
         Ok(Self { name: name.to_owned(), child, log: log.to_owned() })

@@ -60,6 +60,7 @@ functions! {
     mem_alloc_managed: "cuMemAllocManaged" 6000 (*mut u64, usize, c_uint);
     mem_free: "cuMemFree" 3020 (u64);
     memset: "cuMemsetD8Async" 3020 (u64, u8, usize, Handle);
+    pointer_attribute: "cuPointerGetAttribute" 4000 (*mut c_void, c_uint, u64);
     copy_out: "cuMemcpyDtoH" 3020 (*mut c_void, u64, usize);
     module_load: "cuModuleLoadData" 2000 (*mut Handle, *const c_void);
     module_function: "cuModuleGetFunction" 2000 (*mut Handle, Handle, *const c_char);
@@ -179,6 +180,15 @@ impl Cuda {
         self.check("cuMemFree", unsafe { (self.functions.mem_free)(address) })
     }
 
+    /// Whether the driver says that memory is managed (`CU_POINTER_ATTRIBUTE_IS_MANAGED`).
+    pub(crate) fn is_managed(&self, address: u64) -> Result<bool, CudaError> {
+        let mut managed: c_uint = 0;
+        // SAFETY: a live local of the attribute's type; the address is checked by the driver.
+        let code = unsafe { (self.functions.pointer_attribute)((&raw mut managed).cast(), 8, address) };
+        self.check("cuPointerGetAttribute", code)?;
+        Ok(managed != 0)
+    }
+
     pub(crate) fn clear(&self, address: u64, bytes: u64) -> Result<(), CudaError> {
         // SAFETY: addresses are checked by the driver.
         let code = unsafe { (self.functions.memset)(address, 0, bytes as usize, self.stream) };
@@ -214,18 +224,46 @@ impl Cuda {
         gpu_ns: u64,
         value: u32,
     ) -> Result<(), CudaError> {
-        let (mut address, mut bytes, mut gpu_ns, mut value) = (address, bytes, gpu_ns, value);
+        // One wave of blocks, so that the kernel's own timing holds on a real card.
+        self.launch_as(kernel, (128, 256), address, bytes, gpu_ns, value)
+    }
+
+    /// Launches the same kernel over no memory with one warp, so that hardly anything but the launch is left.
+    pub(crate) fn launch_tiny(&self, kernel: Kernel, address: u64) -> Result<(), CudaError> {
+        self.launch_as(kernel, (1, 32), address, 0, 0, 0)
+    }
+
+    fn launch_as(
+        &self,
+        kernel: Kernel,
+        (blocks, threads): (c_uint, c_uint),
+        mut address: u64,
+        mut bytes: u64,
+        mut gpu_ns: u64,
+        mut value: u32,
+    ) -> Result<(), CudaError> {
         let mut arguments: [*mut c_void; 4] = [
             (&raw mut address).cast(),
             (&raw mut bytes).cast(),
             (&raw mut gpu_ns).cast(),
             (&raw mut value).cast(),
         ];
-        // One wave of blocks, so that the kernel's own timing holds on a real card.
         // SAFETY: the arguments match the kernel's parameters; the driver copies them before it returns.
         let code = unsafe {
             let (arguments, stream) = (arguments.as_mut_ptr(), self.stream);
-            (self.functions.launch)(kernel.0, 128, 1, 1, 256, 1, 1, 0, stream, arguments, ptr::null_mut())
+            (self.functions.launch)(
+                kernel.0,
+                blocks,
+                1,
+                1,
+                threads,
+                1,
+                1,
+                0,
+                stream,
+                arguments,
+                ptr::null_mut(),
+            )
         };
         self.check("cuLaunchKernel", code)
     }

@@ -2,8 +2,10 @@
 //! (`dlopen`, one `dlsym`, then `cuGetProcAddress`), so that a preloaded library meets what it meets in real programs.
 //! They run on the simulated GPU and on a real one.
 
+mod bench;
 mod cuda;
 mod nvml;
+mod pattern;
 mod quantity;
 mod sweep;
 
@@ -21,10 +23,13 @@ struct Arguments {
 enum Workload {
     /// Sweep over memory again and again until a given amount of GPU work is done.
     Sweep(sweep::Options),
+    /// Measure what a benchmark asks for on standard input.
+    Bench(bench::Options),
 }
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().workload {
         Workload::Sweep(options) => sweep::run(&options),
+        Workload::Bench(options) => bench::run(&options),
     }
 }

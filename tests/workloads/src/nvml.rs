@@ -2,6 +2,10 @@
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 
+use anyhow::{Result, ensure};
+
+use crate::cuda::Cuda;
+
 #[repr(C)]
 #[derive(Default)]
 struct Memory {
@@ -11,7 +15,7 @@ struct Memory {
 }
 
 /// Free bytes of the device with this UUID; `None` where NVML cannot be asked.
-pub(crate) fn free_bytes(uuid: [u8; 16]) -> Option<u64> {
+fn free_bytes(uuid: [u8; 16]) -> Option<u64> {
     type Init = extern "C" fn() -> c_int;
     type ByUuid = extern "C" fn(*const c_char, *mut *mut c_void) -> c_int;
     type MemoryInfo = extern "C" fn(*mut c_void, *mut Memory) -> c_int;
@@ -38,4 +42,19 @@ pub(crate) fn free_bytes(uuid: [u8; 16]) -> Option<u64> {
             init() == 0 && by_uuid(text.as_ptr(), &raw mut device) == 0 && info(device, &raw mut memory) == 0;
         ok.then_some(memory.free)
     }
+}
+
+/// Fails if the card has less than `wanted` bytes free.
+pub(crate) fn refuse_oversubscription(cuda: &Cuda, wanted: u64) -> Result<()> {
+    let (told, _) = cuda.memory()?;
+    let free = free_bytes(cuda.uuid).map_or(told, |seen| seen.min(told));
+    ensure!(
+        wanted <= free,
+        "{} has {} MiB free and this program would take {} MiB. Filling a real GPU beyond its memory can hang it; take \
+         less, or pass --allow-oversubscription",
+        cuda.device_name,
+        free >> 20,
+        wanted >> 20
+    );
+    Ok(())
 }

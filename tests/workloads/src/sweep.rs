@@ -63,7 +63,7 @@ pub(crate) struct Options {
 }
 
 /// The kernel, and whether the GPU is a simulated one.
-fn load(cuda: &Cuda) -> Result<(Kernel, bool)> {
+pub(crate) fn load(cuda: &Cuda) -> Result<(Kernel, bool)> {
     if let Ok(kernel) = cuda.kernel(c"nvshare-sim-module 1\nsweep ptr u64 u64 u32\n", c"sweep") {
         return Ok((kernel, true));
     }
@@ -71,20 +71,6 @@ fn load(cuda: &Cuda) -> Result<(Kernel, bool)> {
     let text = std::ffi::CStr::from_bytes_with_nul(text.as_bytes())?;
     let kernel = cuda.kernel(text, c"sweep").context("compiling the sweep kernel for this GPU")?;
     Ok((kernel, false))
-}
-
-fn refuse_oversubscription(cuda: &Cuda, wanted: u64) -> Result<()> {
-    let (told, _) = cuda.memory()?;
-    let free = nvml::free_bytes(cuda.uuid).map_or(told, |seen| seen.min(told));
-    ensure!(
-        wanted <= free,
-        "{} has {} MiB free and --memory asks for {} MiB. Filling a real GPU beyond its memory can hang it; take less, or \
-         pass --allow-oversubscription",
-        cuda.device_name,
-        free >> 20,
-        wanted >> 20
-    );
-    Ok(())
 }
 
 /// CLOCK_MONOTONIC in milliseconds, which all processes share.
@@ -132,7 +118,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let cuda = Cuda::open(options.gpu)?;
     let (kernel, simulated) = load(&cuda)?;
     if !simulated && !options.allow_oversubscription {
-        refuse_oversubscription(&cuda, bytes)?;
+        nvml::refuse_oversubscription(&cuda, bytes)?;
     }
     let address = cuda
         .allocate(bytes, options.managed_own)
