@@ -138,6 +138,13 @@ static Words fetch(const uint32_t* device, size_t count) {
     return words;
 }
 
+// Complete for every stream: a copy from pageable memory may return before its data has arrived, and the default stream is
+// the thread's own here.
+static void upload(uint32_t* to, const Words& from) {
+    CALL(cudaMemcpy(to, from.data(), from.size() * 4, cudaMemcpyHostToDevice));
+    CALL(cudaDeviceSynchronize());
+}
+
 static void graphs() {
     constexpr size_t COUNT = 2 << 20;
     Words start = numbered(COUNT, 7);
@@ -148,7 +155,7 @@ static void graphs() {
     CALL(cudaStreamCreate(&stream));
 
     // Captured, with memory that is allocated and freed inside the graph.
-    CALL(cudaMemcpy(device, start.data(), COUNT * 4, cudaMemcpyHostToDevice));
+    upload(device, start);
     cudaGraph_t graph;
     cudaGraphExec_t executable;
     CALL(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
@@ -168,7 +175,7 @@ static void graphs() {
     CALL(cudaGraphDestroy(graph));
 
     // Made by hand.
-    CALL(cudaMemcpy(device, start.data(), COUNT * 4, cudaMemcpyHostToDevice));
+    upload(device, start);
     CALL(cudaGraphCreate(&graph, 0));
     cudaGraphNode_t copy, kernel, fill;
     CALL(cudaGraphAddMemcpyNode1D(&copy, graph, nullptr, 0, other, device, COUNT * 4, cudaMemcpyDeviceToDevice));
@@ -201,6 +208,7 @@ static void graphs() {
     unsigned* arrived;
     CALL(cudaMalloc(&arrived, sizeof *arrived));
     CALL(cudaMemset(arrived, 0, sizeof *arrived));
+    CALL(cudaDeviceSynchronize());
     int rounds = 50;
     void* in_step_arguments[] = {&arrived, &rounds};
     CALL(cudaLaunchCooperativeKernel(reinterpret_cast<void*>(in_step), dim3(64), dim3(64), in_step_arguments, 0, stream));
@@ -209,7 +217,7 @@ static void graphs() {
     CALL(cudaMemcpy(&waited, arrived, sizeof waited, cudaMemcpyDeviceToHost));
     REQUIRE(waited == 64u * rounds);
 
-    CALL(cudaMemcpy(device, start.data(), COUNT * 4, cudaMemcpyHostToDevice));
+    upload(device, start);
     cudaLaunchConfig_t config = {};
     cudaLaunchAttribute attribute[1] = {};
     attribute[0].id = cudaLaunchAttributePriority;
