@@ -139,6 +139,11 @@ fn the_benchmark_measures_every_arm() -> Result<()> {
             assert!(found["met"].is_null(), "{found}");
         }
     }
+    for arm in ["bare again", "shared", "exclusive", "other"] {
+        let call = |result: &&Value| result["metric"] == "call" && result["arm"] == arm;
+        let found = summary["results"].as_array().and_then(|results| results.iter().find(call));
+        assert_eq!(found.map(|found| found["pairs"].as_u64()), Some(Some(40)), "{arm}: {errors}");
+    }
     let rows = std::fs::read_to_string(dir.path().join("rows.csv"))?;
     assert!(rows.lines().filter(|row| row.starts_with("launch,launch,shared,")).count() == 3, "{rows}");
     Ok(())

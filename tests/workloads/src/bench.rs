@@ -8,6 +8,8 @@
 //! ```text
 //! launch N               N tiny kernels and one wait: nanoseconds each
 //! submit N               the same in bursts shorter than the launch queue, without the wait: what the call itself costs
+//! call PAIRS             as submit, in pairs of bursts: by the driver's own function and by the one that look-ups give, in
+//!                        turn, in one process: all that is left is what comes between
 //! memory BYTES REPEATS   allocate, touch all of it for the first time, free: medians in microseconds
 //! pattern SEED BYTES     a caching allocator's life, replayed: milliseconds of each part
 //! quit
@@ -112,6 +114,7 @@ impl Bench {
         match words {
             ["launch", count] => self.launch(number(count)?),
             ["submit", count] => self.submit(number(count)?),
+            ["call", pairs] => self.call(number(pairs)?),
             ["memory", bytes, repeats] => self.memory(number(bytes)?, number(repeats)?),
             ["pattern", seed, bytes] => self.pattern(number(seed)?, number(bytes)?),
             _ => bail!("`{}` is not a command", words.join(" ")),
@@ -150,6 +153,37 @@ impl Bench {
             self.cuda.synchronize()?;
         }
         Ok(json!({"ns": spent as f64 / (bursts * BURST) as f64}))
+    }
+
+    fn call(&self, pairs: u64) -> Result<Value> {
+        let (direct, found) = self.cuda.launchers()?;
+        self.warm_up()?;
+        let burst = |launch| -> Result<f64> {
+            // Neither pays for what the other has put out of the caches.
+            for _ in 0..BURST / 8 {
+                self.cuda.launch_tiny_by(launch, self.kernel, self.held)?;
+            }
+            self.cuda.synchronize()?;
+            let began = Instant::now();
+            for _ in 0..BURST {
+                self.cuda.launch_tiny_by(launch, self.kernel, self.held)?;
+            }
+            let spent = began.elapsed().as_nanos() as f64 / BURST as f64;
+            self.cuda.synchronize()?;
+            Ok(spent)
+        };
+        let mut rows = Vec::new();
+        for pair in 0..pairs {
+            // Which is first alternates, so that a drift favours neither.
+            rows.push(if pair % 2 == 0 {
+                let first = burst(direct)?;
+                [first, burst(found)?]
+            } else {
+                let first = burst(found)?;
+                [burst(direct)?, first]
+            });
+        }
+        Ok(json!({"pairs_ns": rows}))
     }
 
     /// Fails if the card does not have these bytes twice: what is measured here must not evict anything.

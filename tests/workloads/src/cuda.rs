@@ -8,6 +8,8 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::direct;
+
 type Status = c_uint;
 type Handle = *mut c_void;
 type GetProcAddress =
@@ -89,6 +91,21 @@ pub(crate) struct Cuda {
     pub(crate) device_name: String,
     pub(crate) uuid: [u8; 16],
 }
+
+/// `cuLaunchKernel`.
+pub(crate) type LaunchKernel = unsafe extern "C" fn(
+    Handle,
+    c_uint,
+    c_uint,
+    c_uint,
+    c_uint,
+    c_uint,
+    c_uint,
+    c_uint,
+    Handle,
+    *mut *mut c_void,
+    *mut *mut c_void,
+) -> Status;
 
 /// A loaded kernel.
 #[derive(Clone, Copy)]
@@ -225,16 +242,36 @@ impl Cuda {
         value: u32,
     ) -> Result<(), CudaError> {
         // One wave of blocks, so that the kernel's own timing holds on a real card.
-        self.launch_as(kernel, (128, 256), address, bytes, gpu_ns, value)
+        self.launch_as(self.functions.launch, kernel, (128, 256), address, bytes, gpu_ns, value)
     }
 
     /// Launches the same kernel over no memory with one warp, so that hardly anything but the launch is left.
     pub(crate) fn launch_tiny(&self, kernel: Kernel, address: u64) -> Result<(), CudaError> {
-        self.launch_as(kernel, (1, 32), address, 0, 0, 0)
+        self.launch_tiny_by(self.functions.launch, kernel, address)
     }
 
+    /// The same by a given function.
+    pub(crate) fn launch_tiny_by(
+        &self,
+        launch: LaunchKernel,
+        kernel: Kernel,
+        address: u64,
+    ) -> Result<(), CudaError> {
+        self.launch_as(launch, kernel, (1, 32), address, 0, 0, 0)
+    }
+
+    /// `cuLaunchKernel` as the driver has it, and as this program was given it.
+    pub(crate) fn launchers(&self) -> Result<(LaunchKernel, LaunchKernel)> {
+        let direct = direct::address("cuLaunchKernel", self.functions.init as *mut c_void)?;
+        // SAFETY: the driver's function of this name has this type.
+        let direct = unsafe { transmute::<*mut c_void, LaunchKernel>(direct) };
+        Ok((direct, self.functions.launch))
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "a kernel's parameters and how it is launched")]
     fn launch_as(
         &self,
+        launch: LaunchKernel,
         kernel: Kernel,
         (blocks, threads): (c_uint, c_uint),
         mut address: u64,
@@ -251,19 +288,7 @@ impl Cuda {
         // SAFETY: the arguments match the kernel's parameters; the driver copies them before it returns.
         let code = unsafe {
             let (arguments, stream) = (arguments.as_mut_ptr(), self.stream);
-            (self.functions.launch)(
-                kernel.0,
-                blocks,
-                1,
-                1,
-                threads,
-                1,
-                1,
-                0,
-                stream,
-                arguments,
-                ptr::null_mut(),
-            )
+            launch(kernel.0, blocks, 1, 1, threads, 1, 1, 0, stream, arguments, ptr::null_mut())
         };
         self.check("cuLaunchKernel", code)
     }

@@ -4,6 +4,7 @@
 
 mod bench;
 mod cuda;
+mod direct;
 mod nvml;
 mod pattern;
 mod quantity;

@@ -113,6 +113,15 @@ impl Setting {
                 command.env_remove(name);
             }
         }
+        // Where a library lies and how a dictionary is laid out differ from one start to the next, and with them the speed.
+        command.env("PYTHONHASHSEED", "0");
+        // SAFETY: a system call between fork and exec, on constants.
+        unsafe {
+            command.pre_exec(|| {
+                libc::personality(libc::ADDR_NO_RANDOMIZE as libc::c_ulong);
+                Ok(())
+            })
+        };
         // A failure is one line of a report.
         command.env_remove("LD_PRELOAD").env_remove("RUST_BACKTRACE").envs(self.environment.iter().cloned());
         match crew {

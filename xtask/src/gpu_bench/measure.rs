@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::{
     Args,
-    crew::{Arm, Crew, Crews, Mode, Setting},
+    crew::{Arm, BASE, Crew, Crews, Mode, Setting},
     plan::{self, BENCHES, Metric, Program, Target},
     report::{Rows, Summary},
     stats::Sample,
@@ -148,6 +148,9 @@ impl Bench<'_> {
         self.greetings = json!(crews.greetings);
         self.host["doctor"] = agent.ctl_json(&["doctor", "--json"]).unwrap_or(Value::Null);
         wait_for_clients(&agent, &crews.ids(&Crew::Shim))?;
+        if rounds.iter().any(|round| round.metric.bench == "launch") {
+            self.calls(&agent, &mut crews)?;
+        }
         let most = rounds.iter().map(|round| round.pairs).max().unwrap_or(0);
         for number in 0..most {
             if self.out_of_time(share) {
@@ -166,6 +169,47 @@ impl Bench<'_> {
             if number % 5 == 4 {
                 self.summary().write(&self.out)?;
                 eprintln!("{:4.0} s: {} of {most} rounds", self.began.elapsed().as_secs_f64(), number + 1);
+            }
+        }
+        Ok(())
+    }
+
+    /// What comes between a program and the driver's launch, both ways in one process. The row of the base in a pair is the
+    /// driver's own function in the same process.
+    fn calls(&mut self, agent: &Agent, crews: &mut Crews) -> Result<()> {
+        let (command, pairs) = plan::CALL;
+        let pairs = if self.args.simulate { 20 } else { pairs };
+        let metric =
+            Metric { bench: "launch", name: command.to_owned(), unit: "ns", target: Target::Ratio(1.01) };
+        let mut round = 0;
+        for number in 0..usize::from(self.args.instances) {
+            for arm in self.arms.clone() {
+                // Where nothing comes between, the two functions are the same.
+                if matches!(arm.crew, Crew::Bare | Crew::Managed) {
+                    continue;
+                }
+                let Some((instance, worker)) = crews.pick(Program::Driver, &arm, number) else { continue };
+                let exclusive = arm.mode == Mode::Exclusive;
+                let answer = if exclusive { set_mode(agent, "exclusive") } else { Ok(()) }
+                    .and_then(|()| worker.ask(&format!("{command} {pairs}"), ROUND));
+                if exclusive {
+                    set_mode(agent, "shared")?;
+                }
+                let rows = answer.and_then(|answer| {
+                    serde_json::from_value::<Vec<[f64; 2]>>(answer["pairs_ns"].clone())
+                        .with_context(|| format!("{answer} holds no pairs"))
+                });
+                match rows {
+                    Ok(rows) => {
+                        for [direct, between] in rows {
+                            let sample = |value| Sample { round, instance, value };
+                            self.rows.add(&metric, BASE, sample(direct))?;
+                            self.rows.add(&metric, &arm.name, sample(between))?;
+                            round += 1;
+                        }
+                    }
+                    Err(error) => self.fail(&error.context(format!("{command} of {}", arm.name))),
+                }
             }
         }
         Ok(())

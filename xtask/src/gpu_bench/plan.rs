@@ -49,7 +49,7 @@ pub(super) struct Round {
 /// Rounds of programs that live as long as the benchmark.
 pub(super) fn rounds(benches: &[&str], pairs: usize, simulated: bool) -> Vec<Round> {
     // A simulated launch is a call to another thread: a few are enough to see that all of it works.
-    let launches = if simulated { 500 } else { 20_000 };
+    let launches = if simulated { 500 } else { 4_000 };
     let round = |bench, name: &str, unit, target, program, command: String, field, pairs| Round {
         metric: Metric { bench, name: name.to_owned(), unit, target },
         program,
@@ -85,38 +85,23 @@ pub(super) fn rounds(benches: &[&str], pairs: usize, simulated: bool) -> Vec<Rou
             "ns",
             Target::Ratio(1.01),
             Program::Torch,
-            format!("launch {launches} 2000"),
+            format!("launch {launches} 1000"),
             "ns_per_launch",
             pairs,
         ),
-        round("kernels", "add", "ms", Target::Noise, Program::Torch, "add 300".to_owned(), "ms", half),
-        round("kernels", "matmul", "ms", Target::Noise, Program::Torch, "matmul 60".to_owned(), "ms", half),
-        round(
-            "steps",
-            "train",
-            "ms",
-            Target::Ratio(1.01),
-            Program::Torch,
-            "train 15".to_owned(),
-            "ms",
-            pairs,
-        ),
-        round(
-            "steps",
-            "infer",
-            "ms",
-            Target::Ratio(1.01),
-            Program::Torch,
-            "infer 40".to_owned(),
-            "ms",
-            pairs,
-        ),
+        round("kernels", "add", "ms", Target::Noise, Program::Torch, "add 60".to_owned(), "ms", half),
+        round("kernels", "matmul", "ms", Target::Noise, Program::Torch, "matmul 12".to_owned(), "ms", half),
+        round("steps", "train", "ms", Target::Ratio(1.01), Program::Torch, "train 4".to_owned(), "ms", pairs),
+        round("steps", "infer", "ms", Target::Ratio(1.01), Program::Torch, "infer 8".to_owned(), "ms", pairs),
     ];
     all.into_iter()
         .filter(|round| benches.contains(&round.metric.bench))
         .filter(|round| !(simulated && round.program == Program::Torch))
         .collect()
 }
+
+/// Pairs of bursts in one process, by the driver's own function and by the one between.
+pub(super) const CALL: (&str, u64) = ("call", 400);
 
 /// Sizes of which single allocations are timed, and how often in one process.
 pub(super) fn sizes(simulated: bool) -> &'static [(u64, u64, &'static str)] {
