@@ -135,13 +135,27 @@ fn drained_means_that_every_stream_of_every_context_is_idle() {
         // Created, and not current when the drain comes.
         let created = Place::create(&cuda, 0);
         for order in orders() {
-            assert_eq!(order, "work");
-            assert_eq!(created.work(&cuda, LONG_NS), 0);
-            cuda.set_context(primary);
-            for stream in streams {
-                assert_eq!(cuda.launch("spin", stream, &[LONG_NS]), 0);
+            let in_primary = || {
+                cuda.set_context(primary);
+                for stream in streams {
+                    assert_eq!(cuda.launch("spin", stream, &[LONG_NS / 4]), 0);
+                }
+                assert_eq!(query(&cuda, streams[2]), NOT_READY, "not long enough to tell anything");
+            };
+            // One of them has more to do, so that it is not enough to wait for the other.
+            for _ in 0..4 {
+                match order.as_str() {
+                    "mostly in the primary" => in_primary(),
+                    "mostly in the created" => assert_eq!(created.work(&cuda, LONG_NS / 2), 0),
+                    other => panic!("{other}?"),
+                }
             }
-            assert_eq!(query(&cuda, streams[2]), NOT_READY, "not long enough to tell anything");
+            if order == "mostly in the primary" {
+                assert_eq!(created.work(&cuda, LONG_NS / 4), 0);
+            } else {
+                in_primary();
+            }
+            cuda.set_context(primary);
             say("works");
             assert_eq!(orders().next().unwrap(), "look");
             let left = streams.map(|stream| query(&cuda, stream));
@@ -153,10 +167,10 @@ fn drained_means_that_every_stream_of_every_context_is_idle() {
     let mut agent = ScriptedAgent::new(host.home(), "run");
     let mut program = program(&host, name, &agent);
     let gpu = agent.greet();
-    for _ in 0..3 {
-        assert_eq!(program.ask("work"), "works");
+    for order in ["mostly in the primary", "mostly in the created"] {
+        assert_eq!(program.ask(order), "works");
         assert_eq!(agent.take(gpu), DrainOutcome::Drained);
-        assert_eq!(program.ask("look"), "[0, 0, 0] 0");
+        assert_eq!(program.ask("look"), "[0, 0, 0] 0", "{order}");
         agent.give(gpu);
     }
     program.finish();

@@ -199,3 +199,43 @@ pub(super) fn reset_after_fork() {
     RECORDS.store(ptr::null_mut(), Ordering::SeqCst);
     let _ = MINE.try_with(|mine| mine.set(None));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_call_made_further_up_the_stack_encloses_this_one() {
+        let here = Frame(100);
+        assert_eq!([0, 50, 100, 200].map(|marked| here.enclosing(marked)), [0, 0, 0, 200]);
+    }
+
+    #[test]
+    fn frames_of_nested_calls_lie_below_each_other_and_those_of_repeated_ones_do_not() {
+        #[inline(never)]
+        fn nested(depth: u32, above: Frame) {
+            let here = Frame::here();
+            assert!(here.0 < above.0);
+            if depth > 0 {
+                nested(depth - 1, here);
+            }
+        }
+        #[inline(never)]
+        fn repeated() -> Frame {
+            Frame::here()
+        }
+        nested(3, Frame::here());
+        let frames = [(); 2].map(|()| repeated());
+        assert_eq!(frames[0], frames[1]);
+    }
+
+    #[test]
+    fn threads_one_after_another_share_a_record() {
+        let before = records().count();
+        for _ in 0..500 {
+            std::thread::spawn(|| assert!(record().is_some())).join().unwrap();
+        }
+        // Other tests have threads meanwhile.
+        assert!(records().count() < before + 50, "{before} records have become {}", records().count());
+    }
+}

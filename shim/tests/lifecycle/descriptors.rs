@@ -61,7 +61,10 @@ fn a_program_that_closes_all_descriptors_keeps_those_that_it_opens_then() {
         let occupied: Vec<_> = ours.iter().map(|&number| (number, occupy(number))).collect();
         say("closed");
         for order in orders() {
-            assert_eq!(order, "look");
+            if order == "count" {
+                say(self::ours(&before).len());
+                continue;
+            }
             compute(&cuda);
             for &(number, end) in &occupied {
                 let mut byte = 0u8;
@@ -93,6 +96,7 @@ fn a_program_that_closes_all_descriptors_keeps_those_that_it_opens_then() {
     agent.await_waiting(1);
     agent.give(gpu);
     assert_eq!(program.hear(), "unharmed");
+    assert_eq!(program.ask("count"), "4");
     agent.hang_up();
     assert_eq!(program.ask("look"), "unharmed");
     program.finish();
@@ -104,6 +108,9 @@ fn a_program_without_standard_streams_finds_none_of_ours_there() {
     if role().is_some() {
         say("ready");
         assert_eq!(orders().next().unwrap(), "close");
+        // First, so that the driver's own descriptors are not in question.
+        let cuda = Cuda::load();
+        assert_eq!(call!(cuda, "cuInit" 2000, 0 => u32), 0);
         // SAFETY: kept elsewhere and put back at the end; the limit is below the numbers that ours usually have.
         let kept = unsafe {
             let kept = [0, 1, 2].map(|number| libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 50));
@@ -114,9 +121,6 @@ fn a_program_without_standard_streams_finds_none_of_ours_there() {
             assert_eq!(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit), 0);
             kept
         };
-        // The driver's own descriptors are its own business; it takes some of these numbers as it does without us.
-        let cuda = Cuda::load();
-        let code = call!(cuda, "cuInit" 2000, 0 => u32);
         let before = open();
         let cuda = Cuda::open();
         compute(&cuda);
@@ -127,7 +131,7 @@ fn a_program_without_standard_streams_finds_none_of_ours_there() {
             // SAFETY: puts the streams back.
             unsafe { libc::dup2(kept, number as i32) };
         }
-        assert_eq!((code, read), (0, 1));
+        assert_eq!(read, 1);
         assert!(ours.len() >= 4 && ours.iter().all(|&number| number > 2), "{ours:?}");
         return;
     }

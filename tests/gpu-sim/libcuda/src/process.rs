@@ -2,6 +2,7 @@
 
 use std::{
     ffi::c_void,
+    io::Write as _,
     sync::{
         Mutex, OnceLock,
         atomic::{AtomicBool, Ordering},
@@ -110,7 +111,9 @@ pub(crate) fn logging() -> bool {
 }
 
 pub(crate) fn log(message: &str) {
-    eprintln!("nvshare-gpu-sim libcuda[{}]: {message}", std::process::id());
+    let line = format!("nvshare-gpu-sim libcuda[{}]: {message}\n", std::process::id());
+    // In one system call, so that lines of several threads and libraries stay whole. A program may have closed it.
+    let _unwritten = std::io::stderr().write_all(line.as_bytes());
 }
 
 extern "C" fn after_fork_in_child() {
