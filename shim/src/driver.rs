@@ -83,6 +83,12 @@ pub(crate) fn make_stream() -> Outcome<Ptr> {
     call!(c"cuStreamCreate"(&raw mut stream, STREAM_NON_BLOCKING): fn(*mut Ptr, c_uint)).map(|()| stream)
 }
 
+/// Destroys a stream of ours in the current context, which nothing uses.
+pub(crate) fn destroy_stream(stream: Ptr) {
+    // A stream that cannot be destroyed goes with its context.
+    let _kept = call!(c"cuStreamDestroy_v2"(stream): fn(Ptr));
+}
+
 /// Moves or populates managed memory on a device.
 pub(crate) fn prefetch_to(device: CUdevice, address: CUdeviceptr, bytes: usize, stream: Ptr) -> Outcome {
     call!(c"cuMemPrefetchAsync"(address, bytes, device, stream): fn(CUdeviceptr, usize, CUdevice, Ptr))

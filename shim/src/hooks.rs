@@ -18,7 +18,7 @@ pub(crate) mod residency;
 pub(crate) mod stream;
 pub(crate) mod wait;
 
-use crate::log::error;
+use crate::{log::error, sys::Uncancelled};
 
 /// Writes the exports and the table rows of one file.
 ///
@@ -127,8 +127,10 @@ macro_rules! both {
 pub(crate) use {blocking, both, gated, hooks};
 
 /// Runs an operation whose panic must not reach the program; a panic is a defect of ours, so the driver's own
-/// function answers instead.
+/// function answers instead. A thread that is cancelled meanwhile ends after it: its unwinding cannot pass what catches
+/// panics.
 pub(crate) fn or_original<T>(operation: impl FnOnce() -> T, original: impl FnOnce() -> T) -> T {
+    let _whole = Uncancelled::begin();
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(operation)).unwrap_or_else(|_| {
         error!("internal error; this call goes to the driver unchanged. Please report it");
         original()

@@ -154,3 +154,36 @@ pub(crate) fn without_signals<T>(f: impl FnOnce() -> T) -> T {
         result
     }
 }
+
+/// While it lives, the calling thread is not cancelled (`pthread_cancel`).
+#[derive(Debug)]
+pub(crate) struct Uncancelled {
+    before: c_int,
+    /// The state belongs to the thread.
+    not_send: std::marker::PhantomData<*const ()>,
+}
+
+unsafe extern "C" {
+    fn pthread_setcancelstate(state: c_int, before: *mut c_int) -> c_int;
+}
+
+/// `PTHREAD_CANCEL_DISABLE`.
+const CANCEL_DISABLE: c_int = 1;
+
+impl Uncancelled {
+    /// From here on.
+    pub(crate) fn begin() -> Self {
+        let mut before = 0;
+        // SAFETY: a live local; the call cannot fail with this state.
+        unsafe { pthread_setcancelstate(CANCEL_DISABLE, &raw mut before) };
+        Self { before, not_send: std::marker::PhantomData }
+    }
+}
+
+impl Drop for Uncancelled {
+    fn drop(&mut self) {
+        let mut ignored = 0;
+        // SAFETY: as above; the state is the one that was.
+        unsafe { pthread_setcancelstate(self.before, &raw mut ignored) };
+    }
+}

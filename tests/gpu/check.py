@@ -68,12 +68,6 @@ class Report:
         print(f"{'PASS' if held else 'FAIL'}  {name}: " + ", ".join(f"{k}={v}" for k, v in figures.items()), flush=True)
 
 
-    def figure(self, name, **figures):
-        """What is measured and not judged: times on a shared host vary too much to pass or fail by."""
-        self.checks.append({"figure": name, "held": True, **figures})
-        print(f"      {name}: " + ", ".join(f"{k}={v}" for k, v in figures.items()), flush=True)
-
-
 def delta(after, before, field):
     return None if after[field] is None or before[field] is None else after[field] - before[field]
 
@@ -233,22 +227,6 @@ def thrash(report, binaries, run_dir, gib):
         agent.stop()
 
 
-def launch_cost(report, binaries, run_dir):
-    """Nanoseconds per tiny launch, bare and under the shim with an agent, interleaved."""
-    agent = Agent(binaries, run_dir)
-    try:
-        bare, shim = [], []
-        for turn in range(3):
-            for times, under in ((bare, False), (shim, True)):
-                worker = Worker(binaries, run_dir, f"launch-{turn}-{under}", shim=under)
-                times.append(worker.do("launch", 200_000)["ns_per_launch"])
-                worker.quit()
-    finally:
-        agent.stop()
-    ratio = sorted(shim)[1] / sorted(bare)[1]
-    report.figure("a tiny launch under the shim, against bare", ratio=round(ratio, 4), bare_ns=bare, shim_ns=shim)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--binaries", type=Path, required=True, help="folder with nvshare-agent, nvsharectl, libnvshare.so")
@@ -269,7 +247,6 @@ def main():
     finally:
         agent.stop()
     changes = thrash(report, binaries, run_dir, args.gib)
-    launch_cost(report, binaries, run_dir)
     result = {"checks": report.checks, "doctor": doctor, "status": status, "thrash": changes}
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n")

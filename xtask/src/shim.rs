@@ -132,7 +132,8 @@ impl Machine {
 /// Where the libraries land, one directory for each machine.
 const DIRECTORY: &str = "portable";
 /// The names that programs and the driver's users look up; all others stay inside.
-const EXPORTS: &str = "{ global: dlsym; dlvsym; cu[A-Z]*; local: *; };\n";
+const EXPORTS: &str =
+    "{ global: dlsym; dlvsym; cu[A-Z]*; nvmlDeviceGetMemoryInfo; nvmlDeviceGetMemoryInfo_v2; local: *; };\n";
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     if let Some(why) = obstacle()? {

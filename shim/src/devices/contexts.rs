@@ -100,6 +100,19 @@ impl Drop for Leaving<'_> {
     }
 }
 
+impl Known {
+    /// Where our stream in a context is kept; `None` if the context is not one of ours to know.
+    fn stream_of(&mut self, context: Ptr) -> Option<&mut usize> {
+        if self.retained > 0 && self.primary == context as usize {
+            return Some(&mut self.stream);
+        }
+        self.created
+            .iter_mut()
+            .find(|created| created.handle == context as usize)
+            .map(|created| &mut created.stream)
+    }
+}
+
 impl Contexts {
     pub(super) fn new(device: CUdevice) -> Self {
         Self { device, known: Mutex::default(), changed: Condvar::new() }
@@ -179,17 +192,26 @@ impl Contexts {
 
     /// Our own stream in a context of this GPU that is the calling thread's current one.
     pub(crate) fn own_stream(&self, context: Ptr) -> Option<Ptr> {
-        let mut known = self.lock();
-        let known = &mut *known;
-        let stream = if known.retained > 0 && known.primary == context as usize {
-            &mut known.stream
-        } else {
-            &mut known.created.iter_mut().find(|created| created.handle == context as usize)?.stream
-        };
-        if *stream == 0 {
-            *stream = driver::make_stream().ok()? as usize;
+        let known = *self.lock().stream_of(context)?;
+        if known != 0 {
+            return Some(known as Ptr);
         }
-        Some(*stream as Ptr)
+        // No lock is held while the driver works. Of two threads that make one, the second's goes again.
+        let made = driver::make_stream().ok()?;
+        let kept = match self.lock().stream_of(context) {
+            Some(place) => {
+                if *place == 0 {
+                    *place = made as usize;
+                }
+                *place as Ptr
+            }
+            // The context went meanwhile, and the stream with it.
+            None => return None,
+        };
+        if kept != made {
+            driver::destroy_stream(made);
+        }
+        Some(kept)
     }
 
     /// Whether the program created this context here.

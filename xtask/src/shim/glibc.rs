@@ -64,6 +64,7 @@ const PARTS: [Part; 3] = [
                     "pthread_attr_destroy",
                     "pthread_attr_init",
                     "pthread_self",
+                    "pthread_setcancelstate",
                     "read",
                     "readdir64",
                     "readlink",
