@@ -37,8 +37,8 @@ use crate::{
     abi::{CUdeviceptr, Flavour, Ptr},
     driver, state, sys,
 };
-use protocol::{CLOSED, Word};
-use thread::{Frame, Record};
+use protocol::{CLOSED, Mark, Word};
+use thread::{Counters, Frame, Record};
 
 /// Entering takes a fence, because this process cannot use `membarrier`.
 const FENCED: u32 = 2;
@@ -94,35 +94,36 @@ impl Work {
 #[derive(Debug)]
 #[must_use = "dropping this leaves the gate"]
 pub(crate) struct Inside {
-    /// Whose mark, of which slot, and what it is set back to.
-    marked: Option<(&'static Record, usize, usize)>,
+    /// The thread's mark, and what it is set back to.
+    marked: Option<&'static Mark>,
+    before: usize,
     /// Marks belong to the thread that entered.
     not_send: PhantomData<*const ()>,
 }
 
 impl Inside {
     #[inline]
-    fn counted(record: &'static Record, slot: usize, before: usize) -> Self {
-        let calls = &record.slots[slot].calls;
+    fn counted(counters: &'static Counters, before: usize) -> Self {
+        let calls = &counters.calls;
         calls.store(calls.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
-        Self::uncounted(record, slot, before)
+        Self::uncounted(counters, before)
     }
 
     /// Inside, with a call that is not the program's own work.
     #[inline]
-    fn uncounted(record: &'static Record, slot: usize, before: usize) -> Self {
-        Self { marked: Some((record, slot, before)), not_send: PhantomData }
+    fn uncounted(counters: &'static Counters, before: usize) -> Self {
+        Self { marked: Some(&counters.inside), before, not_send: PhantomData }
     }
 
     /// Not known to any gate: the call goes on as if the shim were not there.
-    const UNMARKED: Self = Self { marked: None, not_send: PhantomData };
+    const UNMARKED: Self = Self { marked: None, before: 0, not_send: PhantomData };
 }
 
 impl Drop for Inside {
     #[inline]
     fn drop(&mut self) {
-        if let Some((record, slot, before)) = self.marked {
-            record.slots[slot].inside.set_back(before);
+        if let Some(mark) = self.marked {
+            mark.set_back(self.before);
         }
     }
 }
@@ -138,7 +139,7 @@ pub(crate) fn enter(work: Work) -> Inside {
 fn enter_from(frame: Frame, work: Work) -> Inside {
     let Some(record) = thread::record() else { return Inside::UNMARKED };
     match GATES[0].word.pass(&record.slots[0].inside, frame.address()) {
-        Ok(()) => Inside::counted(record, 0, 0),
+        Ok(()) => Inside::counted(&record.slots[0], 0),
         Err(_) => enter_slowly(record, frame, work),
     }
 }
@@ -149,7 +150,7 @@ fn enter_from(frame: Frame, work: Work) -> Inside {
 pub(crate) fn enter_if_open(slot: usize) -> Option<Inside> {
     let record = thread::record()?;
     let before = try_slot(record, slot, Frame::here()).ok()?;
-    Some(Inside::uncounted(record, slot, before))
+    Some(Inside::uncounted(&record.slots[slot], before))
 }
 
 /// Passes the gate of one GPU if it is open or the thread is inside already; what its mark is set back to.
@@ -164,7 +165,7 @@ fn enter_slowly(record: &'static Record, frame: Frame, work: Work) -> Inside {
     let Some(slot) = current_slot() else { return Inside::UNMARKED };
     loop {
         if let Ok(before) = try_slot(record, slot, frame) {
-            return Inside::counted(record, slot, before);
+            return Inside::counted(&record.slots[slot], before);
         }
         if work.passes() {
             return Inside::UNMARKED;
@@ -194,8 +195,9 @@ fn enter_all_from(frame: Frame) -> InsideAll {
     loop {
         let used = state::get().devices.iter().count();
         let closed = (0..used).find(|&slot| {
-            each[slot] =
-                try_slot(record, slot, frame).ok().map(|before| Inside::uncounted(record, slot, before));
+            each[slot] = try_slot(record, slot, frame)
+                .ok()
+                .map(|before| Inside::uncounted(&record.slots[slot], before));
             each[slot].is_none()
         });
         let Some(closed) = closed else { return InsideAll { _each: each } };

@@ -262,7 +262,8 @@ impl Cuda {
 
     /// `cuLaunchKernel` as the driver has it, and as this program was given it.
     pub(crate) fn launchers(&self) -> Result<(LaunchKernel, LaunchKernel)> {
-        let direct = direct::address("cuLaunchKernel", self.functions.init as *mut c_void)?;
+        // Nobody comes between a program and its device's name.
+        let direct = direct::address("cuLaunchKernel", self.functions.device_name as *mut c_void)?;
         // SAFETY: the driver's function of this name has this type.
         let direct = unsafe { transmute::<*mut c_void, LaunchKernel>(direct) };
         Ok((direct, self.functions.launch))

@@ -91,15 +91,15 @@ fn median_upper(values: &[f64]) -> Option<f64> {
     let n = values.len();
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
-    // P(Binomial(n, ½) ≤ k−1), summed up from the terms.
-    let mut term = 0.5_f64.powi(i32::try_from(n).ok()?);
+    // P(Binomial(n, ½) ≤ k−1), summed up from the terms; by their logarithms, as the first are too small for a number.
+    let mut term = n as f64 * 0.5_f64.ln();
     let mut sum = 0.0;
     for (below, &value) in sorted.iter().enumerate() {
-        sum += term;
+        sum += term.exp();
         if sum >= 0.95 {
             return Some(value);
         }
-        term *= (n - below) as f64 / (below as f64 + 1.0);
+        term += ((n - below) as f64 / (below as f64 + 1.0)).ln();
     }
     None
 }
@@ -184,6 +184,9 @@ mod tests {
         assert_eq!(median_upper(&thirty), Some(20.0));
         assert_eq!(median_upper(&[1.0, 2.0, 3.0, 4.0, 5.0]), Some(5.0));
         assert_eq!(median_upper(&[1.0, 2.0, 3.0, 4.0]), None);
+        // 600 and 1.645 standard deviations of 17.3: more terms than a number can hold the first of.
+        let many: Vec<f64> = (1..=1200).map(f64::from).collect();
+        assert_eq!(median_upper(&many), Some(629.0));
     }
 
     #[test]
