@@ -108,6 +108,7 @@ pub(crate) enum Reason {
 pub(crate) struct Reserved {
     slot: usize,
     bytes: u64,
+    context: usize,
 }
 
 impl Drop for Reserved {
@@ -127,10 +128,11 @@ impl Reserved {
 
     /// The reservation becomes a block.
     pub(crate) fn keep(self, blocks: &Blocks, key: u64, kind: Kind) {
+        let context = self.context;
         let (slot, bytes) = self.becomes(kind);
         let memory = &state::get().memory;
         // The driver has given this address to a new block, so one that we still know there is gone.
-        if let Some(stale) = blocks.insert(key, Block { bytes, slot, kind }) {
+        if let Some(stale) = blocks.insert(key, Block { bytes, slot, kind, context }) {
             memory.usage[stale.slot].freed(stale.kind, stale.bytes);
         }
     }
@@ -201,7 +203,7 @@ impl Memory {
         state.session.start();
         let graphs = self.graph_bytes(device.ordinal);
         if self.usage[slot].reserve(bytes, graphs, Room::of(device.total, config::get())) {
-            Ok(Reserved { slot, bytes })
+            Ok(Reserved { slot, bytes, context: current_context() })
         } else {
             Err(Plan::Refuse)
         }
@@ -306,10 +308,21 @@ impl Memory {
         self.host.forget();
     }
 
+    /// A context has gone, and its memory with it.
+    pub(crate) fn context_gone(&self, context: usize) {
+        let gone = |block: Block| self.usage[block.slot].freed(block.kind, block.bytes);
+        self.addresses.remove_all_of(context, gone);
+        self.arrays.remove_all_of(context, gone);
+        self.pinned.remove_all_of(context, |block| {
+            self.pinned_bytes.fetch_sub(block.bytes, Ordering::Relaxed);
+        });
+    }
+
     /// The program pinned host memory.
     pub(crate) fn pin(&self, address: u64, bytes: u64) {
         self.pinned_bytes.fetch_add(bytes, Ordering::Relaxed);
-        if let Some(stale) = self.pinned.insert(address, Block { bytes, slot: 0, kind: Kind::Device }) {
+        let block = Block { bytes, slot: 0, kind: Kind::Device, context: current_context() };
+        if let Some(stale) = self.pinned.insert(address, block) {
             self.pinned_bytes.fetch_sub(stale.bytes, Ordering::Relaxed);
         }
     }
@@ -334,6 +347,11 @@ impl Memory {
     fn managed_bytes(&self) -> u64 {
         self.usage.iter().map(Usage::managed).fold(0, u64::saturating_add)
     }
+}
+
+/// The calling thread's context, 0 if it has none.
+fn current_context() -> usize {
+    driver::current_context().map_or(0, |context| context as usize)
 }
 
 /// What a program is told about the current GPU's memory: free and total bytes.

@@ -263,6 +263,36 @@ fn allocations_in_stream_order_are_managed_and_the_default_pool_is_the_one_they_
     });
 }
 
+#[test]
+fn what_goes_with_its_context_is_no_longer_counted() {
+    shimmed_program("what_goes_with_its_context_is_no_longer_counted", &[], |cuda| {
+        let (mut primary, mut other) = (0_usize, 0_usize);
+        assert_eq!(call!(cuda, "cuCtxGetCurrent" 4000, &raw mut primary => *mut usize), 0);
+        let kept = cuda.allocate(8 * MIB);
+        let before = information(cuda).0;
+        let code = call!(cuda, "cuCtxCreate" 3020, &raw mut other => *mut usize, 0 => u32, 0 => i32);
+        assert_eq!(code, 0);
+        let _lost = [cuda.allocate(20 * MIB), cuda.allocate(4096), cuda.allocate_managed(5 * MIB)];
+        assert_eq!(information(cuda).0, before - 25 * MIB - 4096);
+        assert_eq!(call!(cuda, "cuCtxDestroy" 4000, other => usize), 0);
+        assert_eq!(call!(cuda, "cuCtxSetCurrent" 4000, primary => usize), 0);
+        assert_eq!(information(cuda).0, before, "only what the context held has gone");
+        assert_eq!(free(cuda, kept), 0);
+
+        // A reset takes everything, and the program goes on with what it has then.
+        let empty = information(cuda).0;
+        cuda.allocate(30 * MIB);
+        assert_eq!(allocate_async(cuda, 8 * MIB, 0).0, 0);
+        assert_eq!(call!(cuda, "cuDevicePrimaryCtxReset" 11000, 0 => i32), 0);
+        let code = call!(cuda, "cuDevicePrimaryCtxRetain" 7000, &raw mut primary => *mut usize, 0 => i32);
+        assert_eq!(code, 0);
+        assert_eq!(call!(cuda, "cuCtxSetCurrent" 4000, primary => usize), 0);
+        assert_eq!(information(cuda).0, empty);
+        let (code, address) = allocate_async(cuda, 8 * MIB, 0);
+        assert_eq!((code, is_managed(cuda, address)), (0, (0, 1)));
+    });
+}
+
 /// C25.
 #[test]
 fn a_free_of_what_the_shim_never_saw_gets_the_drivers_own_answer() {

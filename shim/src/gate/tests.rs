@@ -4,6 +4,12 @@ use std::sync::atomic::AtomicBool;
 
 use super::*;
 
+/// As the driver does when it calls our exports: from a frame of its own, below the one that is inside.
+#[inline(never)]
+fn enter_further_down() {
+    drop(enter(Work::Plain));
+}
+
 #[test]
 fn nobody_submits_between_an_empty_closed_gate_and_its_opening() {
     use_membarrier();
@@ -44,8 +50,7 @@ fn nobody_submits_between_an_empty_closed_gate_and_its_opening() {
     // A thread inside enters again although the gate is closed, and a thread that asks is counted as waiting.
     let outer = enter(Work::Plain);
     assert!(close(0));
-    let inner = enter(Work::Plain);
-    drop(inner);
+    enter_further_down();
     drop(outer);
     std::thread::scope(|scope| {
         let calls = thread::sum(0).calls;

@@ -49,9 +49,29 @@ fn leaving(leave: Option<Leaving<'_>>, real: impl FnOnce() -> CUresult) -> CUres
     if let Some(gone) = leave.as_ref().and_then(|leave| leave.gone)
         && code == SUCCESS
     {
-        state::get().captures.context_gone(gone);
+        let state = state::get();
+        state.captures.context_gone(gone);
+        state.memory.context_gone(gone);
     }
     drop(leave);
+    code
+}
+
+/// The same of a primary context, with which the device's pools go.
+fn leaving_primary(
+    ordinal: CUdevice,
+    leave: Option<Leaving<'_>>,
+    real: impl FnOnce() -> CUresult,
+) -> CUresult {
+    let goes = leave.as_ref().is_some_and(|leave| leave.gone.is_some());
+    let code = leaving(leave, real);
+    let state = state::get();
+    if goes
+        && code == SUCCESS
+        && let Some(slot) = state.devices.slot_of(ordinal)
+    {
+        state.memory.pools.device_reset(slot);
+    }
     code
 }
 
@@ -129,15 +149,15 @@ hooks! {
         retained(real(place, device), place, device)
     };
     cuDevicePrimaryCtxRelease = c"cuDevicePrimaryCtxRelease" from 7000, Legacy: (device: CUdevice) |real| {
-        leaving(releasing(device), || real(device))
+        leaving_primary(device, releasing(device), || real(device))
     };
     cuDevicePrimaryCtxRelease_v2 = c"cuDevicePrimaryCtxRelease" from 11000, Legacy: (device: CUdevice) |real| {
-        leaving(releasing(device), || real(device))
+        leaving_primary(device, releasing(device), || real(device))
     };
     cuDevicePrimaryCtxReset = c"cuDevicePrimaryCtxReset" from 7000, Legacy: (device: CUdevice) |real| {
-        leaving(resetting(device), || real(device))
+        leaving_primary(device, resetting(device), || real(device))
     };
     cuDevicePrimaryCtxReset_v2 = c"cuDevicePrimaryCtxReset" from 11000, Legacy: (device: CUdevice) |real| {
-        leaving(resetting(device), || real(device))
+        leaving_primary(device, resetting(device), || real(device))
     };
 }

@@ -21,6 +21,8 @@ pub(crate) struct Block {
     pub(crate) bytes: u64,
     pub(crate) slot: usize,
     pub(crate) kind: Kind,
+    /// The context that it was made in, and goes with; 0 if that is not known.
+    pub(crate) context: usize,
 }
 
 const SHARDS: usize = 64;
@@ -76,6 +78,20 @@ impl Blocks {
     pub(super) fn remove(&self, key: u64) -> Option<Block> {
         self.shard(key).remove(&key)
     }
+
+    /// Forgets the blocks of a context, and tells of each.
+    pub(super) fn remove_all_of(&self, context: usize, mut gone: impl FnMut(Block)) {
+        for shard in &self.shards {
+            let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            shard.retain(|_, block| {
+                let goes = block.context == context;
+                if goes {
+                    gone(*block);
+                }
+                !goes
+            });
+        }
+    }
 }
 
 #[cfg(test)]
@@ -85,7 +101,7 @@ mod tests {
     #[test]
     fn blocks_of_a_hundred_thousand_are_found_and_spread_over_all_shards() {
         let blocks = Blocks::default();
-        let block = |n: u64| Block { bytes: n, slot: 0, kind: Kind::Device };
+        let block = |n: u64| Block { bytes: n, slot: 0, kind: Kind::Device, context: 1 + n as usize % 2 };
         for grain in [512u64, 2 << 20] {
             for n in 0..100_000 {
                 assert_eq!(blocks.insert(0x7f00_0000_0000 + n * grain, block(n)), None);
@@ -97,5 +113,24 @@ mod tests {
             }
             assert_eq!(blocks.remove(0x7f00_0000_0000), None);
         }
+    }
+
+    #[test]
+    fn the_blocks_of_a_context_go_with_it_and_no_others() {
+        let blocks = Blocks::default();
+        for n in 0..1000 {
+            blocks.insert(
+                n << 21,
+                Block { bytes: n, slot: 0, kind: Kind::Device, context: 1 + n as usize % 3 },
+            );
+        }
+        let mut gone = 0;
+        blocks.remove_all_of(2, |block| {
+            assert_eq!(block.context, 2);
+            gone += 1;
+        });
+        assert_eq!(gone, 333);
+        assert_eq!(blocks.remove(1 << 21), None);
+        assert!(blocks.remove(0).is_some() && blocks.remove(2 << 21).is_some());
     }
 }

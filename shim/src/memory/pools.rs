@@ -12,7 +12,7 @@
 //! driver without managed pools.
 
 use std::sync::{
-    Mutex, OnceLock, PoisonError,
+    Mutex, PoisonError,
     atomic::{AtomicUsize, Ordering},
 };
 
@@ -28,13 +28,18 @@ use crate::{
 /// The managed pools of this process.
 #[derive(Debug, Default)]
 pub(crate) struct Pools {
-    /// Stand-ins for the default pools, by slot; 0 where the driver makes none.
-    stand_ins: [OnceLock<usize>; SLOTS],
+    /// Stand-ins for the default pools, by slot; also [`UNTRIED`] and [`NONE`].
+    stand_ins: [AtomicUsize; SLOTS],
     /// Pools that the program made current, by slot; 0 is the default one.
     current: [AtomicUsize; SLOTS],
     /// Every pool that gives managed memory.
     managed: Mutex<Vec<usize>>,
 }
+
+/// No stand-in was asked for yet.
+const UNTRIED: usize = 0;
+/// The driver makes none.
+const NONE: usize = 1;
 
 impl Pools {
     /// The pool that stands in for the default pool of the GPU in `slot`.
@@ -43,23 +48,31 @@ impl Pools {
         if config::get().managed_min == u64::MAX {
             return None;
         }
-        let pool = *self.stand_ins[slot].get_or_init(|| {
-            let properties = CUmemPoolProps::of_managed_memory(device.ordinal);
-            match driver::make_pool(&properties) {
-                Ok(pool) => {
-                    self.note_managed(pool);
-                    pool as usize
-                }
-                Err(code) => {
-                    info!(
-                        "no managed pool on GPU {} (error {code}): pools stay on the device",
-                        device.ordinal
-                    );
-                    0
-                }
+        let place = &self.stand_ins[slot];
+        match place.load(Ordering::Acquire) {
+            UNTRIED => {}
+            NONE => return None,
+            pool => return Some(pool as Ptr),
+        }
+        let pool = match driver::make_pool(&CUmemPoolProps::of_managed_memory(device.ordinal)) {
+            Ok(pool) => pool as usize,
+            Err(code) => {
+                info!("no managed pool on GPU {} (error {code}): pools stay on the device", device.ordinal);
+                NONE
             }
-        });
-        (pool != 0).then_some(pool as Ptr)
+        };
+        // Of two threads that make one, the second's stays unused.
+        let kept = match place.compare_exchange(UNTRIED, pool, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => pool,
+            Err(other) => other,
+        };
+        if kept == NONE {
+            return None;
+        }
+        if kept == pool {
+            self.note_managed(pool as Ptr);
+        }
+        Some(kept as Ptr)
     }
 
     /// The managed pool from which an allocation on this GPU comes that names none; `None` if it is another kind
@@ -81,13 +94,14 @@ impl Pools {
 
     /// The program made a pool the current one.
     pub(crate) fn make_current(&self, slot: usize, pool: Ptr) {
-        let is_default = self.stand_ins[slot].get().is_some_and(|&own| own == pool as usize);
+        let is_default = self.is_stand_in(pool);
         self.current[slot].store(if is_default { 0 } else { pool as usize }, Ordering::Relaxed);
     }
 
     /// Whether this pool stands in for a default pool, which no program may destroy.
     pub(crate) fn is_stand_in(&self, pool: Ptr) -> bool {
-        !pool.is_null() && self.stand_ins.iter().any(|own| own.get().is_some_and(|&own| own == pool as usize))
+        let pool = pool as usize;
+        pool > NONE && self.stand_ins.iter().any(|own| own.load(Ordering::Acquire) == pool)
     }
 
     /// Whether a pool gives managed memory.
@@ -98,6 +112,12 @@ impl Pools {
     /// A pool gives managed memory.
     pub(crate) fn note_managed(&self, pool: Ptr) {
         self.managed.lock().unwrap_or_else(PoisonError::into_inner).push(pool as usize);
+    }
+
+    /// The primary context of the GPU in `slot` has gone or was reset, and whatever pools there were may have gone with it.
+    pub(crate) fn device_reset(&self, slot: usize) {
+        self.stand_ins[slot].store(UNTRIED, Ordering::Release);
+        self.current[slot].store(0, Ordering::Relaxed);
     }
 
     /// A pool was destroyed.

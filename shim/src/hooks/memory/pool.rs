@@ -169,7 +169,14 @@ hooks! {
             held().pools.note_managed(unsafe { *place });
             return SUCCESS;
         }
-        real(place, properties)
+        match and_read(real(place, properties), place) {
+            Ok(pool) => {
+                // Its handle may have been a managed one's that went with a reset.
+                held().pools.forget(pool);
+                SUCCESS
+            }
+            Err(code) => code,
+        }
     };
     cuMemPoolDestroy = c"cuMemPoolDestroy" from 11020, Legacy: (pool: Ptr) |real| {
         if held().pools.is_stand_in(pool) {
