@@ -142,11 +142,11 @@ mod tests {
     #[test]
     fn a_false_claim_takes_no_more_than_a_gpu() {
         let news = Rooms::default().news(
-            Some(Bytes::gib(200)),
+            Some(Bytes::gib(190)),
             &plain(80, 0),
             &[held(A, 1 << 20), Holding { spilled: Bytes::gib(1 << 20), ..held(B, 10) }],
         );
-        assert_eq!(told(&news), [(A, 0, 179), (B, 0, 109)], "90 % of 200 and 10, less 10 and less 80");
+        assert_eq!(told(&news), [(A, 0, 170), (B, 0, 100)], "90 % of 190 and 10, less 10 and less 80");
     }
 
     #[test]
