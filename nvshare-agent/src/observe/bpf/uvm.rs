@@ -48,12 +48,19 @@ struct Point {
     required: bool,
 }
 
-const POINTS: [Point; 4] = [
+const POINTS: [Point; 5] = [
     // Ownership first, so that no event of a known space is seen without its owner.
     Point { symbols: &[symbol::INIT], kprobe: "uvm_init_k", uprobe: "uvm_init_u", required: true },
     Point { symbols: &[symbol::DESTROY], kprobe: "uvm_destroy_k", uprobe: "uvm_destroy_u", required: true },
     Point {
         symbols: &[symbol::SERVICE, symbol::SERVICE_TO_555],
+        kprobe: "uvm_service_k",
+        uprobe: "uvm_service_u",
+        required: false,
+    },
+    // The same thread, and nobody's fault either. The same program: what it did before is over.
+    Point {
+        symbols: &[symbol::ACCESS_COUNTERS],
         kprobe: "uvm_service_k",
         uprobe: "uvm_service_u",
         required: false,
