@@ -209,6 +209,7 @@ impl Sampler {
             let bytes = |before: Bytes, total: Bytes| Bytes(rise(before.0, total.0));
             UvmTotals {
                 gpu_faults: rise(before.gpu_faults, total.gpu_faults),
+                gpu_fault_instances: rise(before.gpu_fault_instances, total.gpu_fault_instances),
                 bytes_in: bytes(before.bytes_in, total.bytes_in),
                 bytes_out: bytes(before.bytes_out, total.bytes_out),
                 evicted: bytes(before.evicted, total.evicted),
@@ -216,6 +217,10 @@ impl Sampler {
                 cpu_faults: rise(before.cpu_faults, total.cpu_faults),
             }
         });
+        if let Some(uvm) = uvm {
+            let raw = self.hub.metrics.faults.with_label_values(&[gpu.to_string().as_str(), "gpu-raw"]);
+            raw.inc_by(uvm.gpu_fault_instances);
+        }
         let sample = join(counters, uvm);
         self.note(client, gpu, sample);
         sample
@@ -271,7 +276,8 @@ fn rise(before: u64, total: u64) -> u64 {
 fn join(counters: Option<CounterTotals>, uvm: Option<UvmTotals>) -> ClientSample {
     ClientSample {
         gpu_faults: uvm.map(|u| u.gpu_faults).or(counters.map(|c| c.gpu_faults)),
-        cpu_faults: counters.map(|c| c.cpu_faults).or(uvm.map(|u| u.cpu_faults)),
+        // The counters of one GPU leave out most of them.
+        cpu_faults: uvm.map(|u| u.cpu_faults).or(counters.map(|c| c.cpu_faults)),
         bytes_in: counters.map(|c| Bytes(c.bytes_in)).or(uvm.map(|u| u.bytes_in)),
         bytes_out: counters.map(|c| Bytes(c.bytes_out)).or(uvm.map(|u| u.bytes_out)),
         evicted: uvm.map(|u| u.evicted),
@@ -298,6 +304,7 @@ mod tests {
     const COUNTERS: CounterTotals = CounterTotals { bytes_in: 1, bytes_out: 2, cpu_faults: 3, gpu_faults: 4 };
     const UVM: UvmTotals = UvmTotals {
         gpu_faults: 40,
+        gpu_fault_instances: 50,
         bytes_in: Bytes(10),
         bytes_out: Bytes(20),
         evicted: Bytes(15),
@@ -306,10 +313,10 @@ mod tests {
     };
 
     #[test]
-    fn bytes_come_from_the_counters_and_causes_from_the_probes() {
+    fn bytes_come_from_the_counters_and_faults_and_causes_from_the_probes() {
         let both = join(Some(COUNTERS), Some(UVM));
         assert_eq!((both.bytes_in, both.bytes_out), (Some(Bytes(1)), Some(Bytes(2))));
-        assert_eq!((both.gpu_faults, both.cpu_faults), (Some(40), Some(3)));
+        assert_eq!((both.gpu_faults, both.cpu_faults), (Some(40), Some(30)));
         assert_eq!((both.evicted, both.evicted_by_others), (Some(Bytes(15)), Some(Bytes(5))));
     }
 

@@ -49,7 +49,7 @@ pub struct CounterTotals {
     pub bytes_in: u64,
     /// Bytes from device to host.
     pub bytes_out: u64,
-    /// CPU page faults.
+    /// CPU page faults on memory whose preferred location is the tracker's GPU; the driver tells no others.
     pub cpu_faults: u64,
     /// GPU fault entries after coalescing.
     pub gpu_faults: u64,

@@ -434,6 +434,7 @@ fn missing(point: &Point, what: &str) -> Result<(), String> {
 fn add(totals: &mut UvmTotals, counters: &Counters) {
     let evicted = counters.bytes_out[MakeResidentCause::Eviction as usize];
     totals.gpu_faults += counters.gpu_faults;
+    totals.gpu_fault_instances += counters.gpu_fault_instances;
     totals.bytes_in += Bytes(counters.bytes_in.iter().sum());
     totals.bytes_out += Bytes(counters.bytes_out.iter().sum());
     totals.evicted += Bytes(evicted);

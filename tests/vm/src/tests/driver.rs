@@ -67,6 +67,7 @@ fn count_exactly(bpf: &mut Bpf, driver: &Driver, space: &Space) {
     assert_eq!(seen.known, [own]);
     let totals = UvmTotals {
         gpu_faults: 3,
+        gpu_fault_instances: 704,
         bytes_in: Bytes(4096 * 45),
         bytes_out: Bytes(65536 * 45),
         evicted: Bytes(65536 * 5),
@@ -93,7 +94,16 @@ fn cpu_faults() {
     space.test_events();
     faults += 1;
     let totals = reading(&mut bpf).clients[&(std::process::id(), GPU)];
-    assert_eq!(totals, UvmTotals { gpu_faults: 1, cpu_faults: faults, ..UvmTotals::default() });
+    let one = UvmTotals { gpu_faults: 1, gpu_fault_instances: 1, ..UvmTotals::default() };
+    assert_eq!(totals, UvmTotals { cpu_faults: faults, ..one });
+    // The driver's counters for a GPU know only the faults on memory that prefers that GPU.
+    let source = UvmCounters::new(DriverConfig::default(), true);
+    let tracker = source.open(&space.descriptor(), GPU).expect("the driver accepts the tracker");
+    let again = space.allocate(BLOCK_BYTES as usize);
+    faults += again.touch(5);
+    assert_eq!(reading(&mut bpf).clients[&(std::process::id(), GPU)].cpu_faults, faults);
+    assert_eq!(tracker.read(), CounterTotals::default());
+    drop((tracker, again));
     assert_eq!(status(&bpf, SensorName::UvmKprobe).lost, 0);
     drop(managed);
     drop(space);

@@ -105,6 +105,7 @@ fn count_exactly(bpf: &mut Bpf, module: &Module, version: DriverVersion) {
     assert_eq!(reading.known, [own], "{version}");
     let totals = UvmTotals {
         gpu_faults: 3,
+        gpu_fault_instances: 11,
         bytes_in: Bytes(4096 * 45),
         bytes_out: Bytes(65536 * 45),
         evicted: Bytes(65536 * 5),
