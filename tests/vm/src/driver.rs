@@ -38,8 +38,10 @@ mod number {
     pub(super) const TEST_COUNTER: u32 = 229;
 }
 
+/// What the driver calls the GPU.
+pub(crate) const UUID_OF_GPU: [u8; 16] = GPU.0;
 /// What the driver calls the CPU.
-const CPU: [u8; 16] =
+pub(crate) const UUID_OF_CPU: [u8; 16] =
     [0xa6, 0x5e, 0x0f, 0x4e, 0xd7, 0xd4, 0x7b, 0xa2, 0x50, 0x47, 0x41, 0x2c, 0x14, 0x2a, 0x77, 0x73];
 
 /// The loaded driver, with one GPU in name.
@@ -210,12 +212,12 @@ impl Space {
         assert_eq!(status, [0], "the status of the driver's test");
     }
 
-    /// The driver adds to one of its counters for the GPU.
-    pub(crate) fn count(&self, counter: Counter, amount: u64) {
+    /// The driver adds to one of its counters for a processor.
+    pub(crate) fn count(&self, counter: Counter, amount: u64, processor: [u8; 16]) {
         let mut test = [0_u8; 40];
         test[..8].copy_from_slice(&amount.to_ne_bytes());
         test[8..12].copy_from_slice(&(counter as u32).to_ne_bytes());
-        test[12..28].copy_from_slice(&GPU.0);
+        test[12..28].copy_from_slice(&processor);
         test[28..32].copy_from_slice(&1_u32.to_ne_bytes());
         test[32..36].copy_from_slice(&u32::MAX.to_ne_bytes());
         // SAFETY: the driver reads and writes these 40 bytes.
@@ -248,7 +250,7 @@ impl Managed<'_> {
         let mut migrate = [0_u8; 80];
         migrate[..8].copy_from_slice(&(self.base.addr() as u64).to_ne_bytes());
         migrate[8..16].copy_from_slice(&(self.bytes as u64).to_ne_bytes());
-        migrate[16..32].copy_from_slice(&CPU);
+        migrate[16..32].copy_from_slice(&UUID_OF_CPU);
         migrate[52..56].copy_from_slice(&node.to_ne_bytes());
         migrate[72..76].copy_from_slice(&u32::MAX.to_ne_bytes());
         // SAFETY: the driver reads and writes these 80 bytes.

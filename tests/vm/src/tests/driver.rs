@@ -18,7 +18,7 @@ use nvshare_core::Bytes;
 
 use super::{Test, assert_attached, assert_unavailable, attach, status};
 use crate::{
-    driver::{Driver, Space},
+    driver::{self, Driver, Space},
     kernel_module::until,
     stand_in::{GPU, GPU_1},
     tenant::Tenant,
@@ -96,13 +96,13 @@ fn cpu_faults() {
     let totals = reading(&mut bpf).clients[&(std::process::id(), GPU)];
     let one = UvmTotals { gpu_faults: 1, gpu_fault_instances: 1, ..UvmTotals::default() };
     assert_eq!(totals, UvmTotals { cpu_faults: faults, ..one });
-    // The driver's counters for a GPU know only the faults on memory that prefers that GPU.
+    // The driver's own counters agree.
     let source = UvmCounters::new(DriverConfig::default(), true);
     let tracker = source.open(&space.descriptor(), GPU).expect("the driver accepts the tracker");
     let again = space.allocate(BLOCK_BYTES as usize);
     faults += again.touch(5);
     assert_eq!(reading(&mut bpf).clients[&(std::process::id(), GPU)].cpu_faults, faults);
-    assert_eq!(tracker.read(), CounterTotals::default());
+    assert_eq!(tracker.read(), CounterTotals { cpu_faults: 5, ..CounterTotals::default() });
     drop((tracker, again));
     assert_eq!(status(&bpf, SensorName::UvmKprobe).lost, 0);
     drop(managed);
@@ -266,16 +266,20 @@ fn counters() {
     assert!(source.verify(&fs::File::open("/dev/null").unwrap().into()).is_err());
     let tracker = source.open(&descriptor, GPU).expect("the driver accepts the tracker");
     assert_eq!(tracker.read(), CounterTotals::default());
-    let amounts = [(Counter::BytesIn, 1 << 32), (Counter::BytesOut, 4096), (Counter::CpuFaults, 3)];
-    for (counter, amount) in amounts.into_iter().chain([(Counter::GpuFaults, 5)]) {
-        space.count(counter, amount);
-        space.count(counter, 1);
+    let gpu = driver::UUID_OF_GPU;
+    for (counter, amount) in [(Counter::BytesIn, 1 << 32), (Counter::BytesOut, 4096), (Counter::GpuFaults, 5)]
+    {
+        space.count(counter, amount, gpu);
+        space.count(counter, 1, gpu);
     }
+    space.count(Counter::CpuFaults, 4, driver::UUID_OF_CPU);
+    // Another GPU's are none of ours.
+    space.count(Counter::BytesIn, 8, [0x22; 16]);
     let expected = CounterTotals { bytes_in: (1 << 32) + 1, bytes_out: 4097, cpu_faults: 4, gpu_faults: 6 };
     assert_eq!(tracker.read(), expected);
     // A second tracker on the space counts from its own beginning.
     let second = source.open(&descriptor, GPU).expect("the driver accepts a second tracker");
-    space.count(Counter::GpuFaults, 7);
+    space.count(Counter::GpuFaults, 7, gpu);
     assert_eq!((second.read().gpu_faults, tracker.read().gpu_faults), (7, 13));
     drop((tracker, second, descriptor));
     drop(space);
