@@ -99,7 +99,7 @@ impl Metrics {
             gpu_capacity: c.gauge("nvshare_gpu_capacity_bytes", "What managed memory can use: total less the driver's reserve and plain allocations.", &["gpu"])?,
             gpu_committed: c.gauge("nvshare_gpu_committed_bytes", "Managed memory allocated by all clients.", &["gpu"])?,
             fault_service_seconds: c.seconds("nvshare_gpu_fault_service_seconds_total", "Time the driver's fault-service thread was awake.", &["gpu"])?,
-            faults: c.counter("nvshare_uvm_faults_total", "Faults of clients on managed memory; kind is gpu (coalesced entries) or cpu.", &["gpu", "kind"])?,
+            faults: c.counter("nvshare_uvm_faults_total", "Faults of clients on managed memory; kind is gpu (coalesced entries), gpu-raw (before coalescing) or cpu.", &["gpu", "kind"])?,
             migrated: c.counter("nvshare_uvm_migrated_bytes_total", "Bytes of clients that UVM moved; direction is in (to the GPU) or out.", &["gpu", "direction"])?,
             evicted: c.counter("nvshare_uvm_evicted_bytes_total", "Bytes of clients evicted to make room, for the client itself (own) or for other processes (others).", &["gpu", "for"])?,
             refaulted: c.gauge("nvshare_uvm_refaulted_bytes", "Bytes brought back since the agent started, by whether taking turns would have avoided it (curable) or not (own).", &["gpu", "kind"])?,

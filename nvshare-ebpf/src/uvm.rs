@@ -60,8 +60,8 @@ fn destroy(ctx: &ProbeContext) -> Option<()> {
     Some(())
 }
 
-/// `uvm_parent_gpu_service_replayable_faults(parent_gpu*)`: whatever this thread does until its next fault
-/// notification is on nobody's behalf.
+/// `uvm_parent_gpu_service_replayable_faults(parent_gpu*)`, and the access counters' turn in the same thread: whatever
+/// it does until its next fault notification is on nobody's behalf.
 #[expect(clippy::unnecessary_wraps, reason = "all bodies have one form")]
 #[inline(always)]
 fn service(_: &ProbeContext) -> Option<()> {

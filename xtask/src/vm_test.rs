@@ -1,43 +1,52 @@
-//! `cargo xtask vm-test`: the agent's BPF sensors on a kernel with kprobes, in a virtual machine.
+//! `cargo xtask vm-test`: the agent's BPF sensors on kernels with kprobes, in a virtual machine.
 //!
 //! Problem: the best source of observations, kprobes on nvidia-uvm, can be tried neither on kernels without kprobes
 //! nor safely on any machine of value: it needs a module loaded, unloaded and replaced.
 //!
-//! Approach: Debian's own kernel boots under QEMU with `nvshare-vm-test` as its first process, beside a module of the
-//! driver's name in two versions. Packages are downloaded and unpacked under `target/vm-cache`, not installed.
+//! Approach: two of Debian's kernels boot under QEMU with `nvshare-vm-test` as the first process. It has the driver's
+//! own nvidia-uvm, built from Debian's source of the driver and loaded without a GPU, and modules of ours with the
+//! driver's names for the versions that Debian does not have. Packages are downloaded and unpacked under
+//! `target/vm-cache`, not installed; without that directory the newest are taken.
 //!
 //! Invariants: nothing on this machine changes outside the target directories; only a last line `N passed` from
 //! inside is a success.
 
+mod archive;
+mod build;
+mod driver;
+mod initramfs;
 mod kernel;
 mod machine;
+mod stand_in;
 
-use std::{fs, path::Path, process::Command};
+use std::path::PathBuf;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Result, bail};
 use nvshare_tests::everything_required;
 
 use self::kernel::Kernel;
-use crate::cargo::{cargo, root, run as run_command, target_dir};
+use crate::cargo::root;
 
-/// Test the BPF sensors on a kernel with kprobes, in a virtual machine.
+/// Test the BPF sensors on kernels with kprobes, in a virtual machine.
 ///
-/// Takes half a minute once Debian's kernel is downloaded (40 MB, kept in target/vm-cache). Needs no root and no
-/// KVM. Where something is missing it says so and skips; under NVSHARE_REQUIRE_ALL=1 that is a failure.
+/// Takes two minutes once Debian's kernels and the driver's source are downloaded (150 MB) and built, all kept in
+/// target/vm-cache. Needs no root and no KVM. Where something is missing it says so and skips; under
+/// NVSHARE_REQUIRE_ALL=1 that is a failure.
 #[derive(clap::Args)]
 pub(crate) struct Args {}
 
-const PACKAGE: &str = "nvshare-vm-test";
-/// Driver versions that the module is built as; the tests load them by these names.
-const VERSIONS: [(&str, &str); 2] = [("580.126.20", "580"), ("550.163.01", "550")];
+/// The suites of the kernels, and those of the driver whose nvidia-uvm each gets: 6.1 with 535, 6.12 with 550.
+const MACHINES: [(&str, &str); 2] = [("bookworm", "bookworm"), ("bookworm-backports", "trixie")];
 /// Programs, and the packages they come with.
-const TOOLS: [(&str, &str); 6] = [
+const TOOLS: [(&str, &str); 8] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("cpio", "cpio"),
     ("gcc", "gcc"),
     ("make", "make"),
     ("apt-get", "apt"),
     ("dpkg", "dpkg"),
+    ("tar", "tar"),
+    ("xz", "xz-utils"),
 ];
 
 pub(crate) fn run(_: &Args) -> Result<()> {
@@ -53,12 +62,22 @@ pub(crate) fn run(_: &Args) -> Result<()> {
         ));
     }
     let cache = root().join("target/vm-cache");
-    let kernel = match Kernel::get(&cache) {
-        Ok(kernel) => kernel,
-        Err(error) => return skip(&format!("{error:#}")),
-    };
-    let image = initramfs(&kernel, &cache)?;
-    machine::run(&kernel.image, &image)
+    let init = initramfs::first_process()?;
+    for (suite, driver_suite) in MACHINES {
+        let kernel = match Kernel::get(&cache, suite) {
+            Ok(kernel) => kernel,
+            Err(error) => return skip(&format!("no kernel from Debian's {suite}: {error:#}")),
+        };
+        let source = match driver::source(&cache, &kernel, driver_suite) {
+            Ok(source) => source,
+            Err(error) => return skip(&format!("no driver from Debian's {driver_suite}: {error:#}")),
+        };
+        let mut modules: Vec<(PathBuf, String)> = stand_in::build(&kernel)?;
+        modules.extend(source.build(&kernel)?);
+        let image = initramfs::pack(&kernel.directory, &init, &modules)?;
+        machine::run(&kernel.image(), &image)?;
+    }
+    Ok(())
 }
 
 /// Says what cannot be tested; an error where everything must be.
@@ -70,60 +89,6 @@ fn skip(why: &str) -> Result<()> {
     }
     eprintln!("SKIPPED: the BPF sensors were not tested with kprobes: {why}");
     Ok(())
-}
-
-/// The root file system: the first process and the modules.
-fn initramfs(kernel: &Kernel, cache: &Path) -> Result<std::path::PathBuf> {
-    let root_dir = cache.join("initramfs");
-    if root_dir.exists() {
-        fs::remove_dir_all(&root_dir).with_context(|| format!("removing {}", root_dir.display()))?;
-    }
-    let modules = root_dir.join("modules");
-    fs::create_dir_all(&modules).with_context(|| format!("creating {}", modules.display()))?;
-    for (version, branch) in VERSIONS {
-        let module = kernel.build_module(&cache.join("module").join(version), version, branch)?;
-        fs::copy(&module, modules.join(format!("{version}.ko")))
-            .with_context(|| format!("copying {}", module.display()))?;
-    }
-    // Linked statically, as there are no libraries inside. Only this crate is compiled for it.
-    run_command(cargo().args([
-        "rustc",
-        "--package",
-        PACKAGE,
-        "--bin",
-        PACKAGE,
-        "--",
-        "-Ctarget-feature=+crt-static",
-    ]))?;
-    let built = target_dir()?.join("debug").join(PACKAGE);
-    fs::copy(&built, root_dir.join("init")).with_context(|| format!("copying {}", built.display()))?;
-    let image = cache.join("initramfs.cpio");
-    let archive = fs::File::create(&image).with_context(|| format!("creating {}", image.display()))?;
-    let names = std::io::Cursor::new(names_of(&root_dir)?);
-    let mut cpio = Command::new("cpio")
-        .args(["--create", "--format=newc", "--owner=0:0", "--quiet"])
-        .current_dir(&root_dir)
-        .stdin(std::process::Stdio::piped())
-        .stdout(archive)
-        .spawn()
-        .context("starting cpio")?;
-    let mut stdin = cpio.stdin.take().context("cpio has no input")?;
-    std::io::copy(&mut { names }, &mut stdin).context("telling cpio what to pack")?;
-    drop(stdin);
-    let status = cpio.wait().context("waiting for cpio")?;
-    ensure!(status.success(), "cpio ended with {status}");
-    Ok(image)
-}
-
-/// What is packed, a line each, directories before what they hold.
-fn names_of(root_dir: &Path) -> Result<Vec<u8>> {
-    let mut names = String::from("init\nmodules\n");
-    for entry in fs::read_dir(root_dir.join("modules")).context("listing the modules")? {
-        names.push_str("modules/");
-        names.push_str(&entry?.file_name().to_string_lossy());
-        names.push('\n');
-    }
-    Ok(names.into_bytes())
 }
 
 fn on_path(program: &str) -> bool {

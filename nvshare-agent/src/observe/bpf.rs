@@ -21,7 +21,7 @@ mod tracefs;
 mod uvm;
 mod xid;
 
-use std::{fmt, os::fd::OwnedFd};
+use std::{collections::BTreeMap, fmt, os::fd::OwnedFd};
 
 use aya::{
     Ebpf,
@@ -72,6 +72,13 @@ impl Bpf {
         let mut sensors = Self { options: options.clone(), loaded, refreshed: Nanos::ZERO };
         sensors.refresh();
         sensors
+    }
+
+    /// How many instructions the kernel's verifier looks at in each program of the object. Loads every program and
+    /// attaches none.
+    pub fn verified_instructions() -> Result<BTreeMap<String, u32>, String> {
+        let mut ebpf = object::load()?;
+        program::verified_instructions(&mut ebpf)
     }
 
     /// Attaches what has come, lets go of what has gone, and passes on the programs' messages.

@@ -209,6 +209,7 @@ impl Sampler {
             let bytes = |before: Bytes, total: Bytes| Bytes(rise(before.0, total.0));
             UvmTotals {
                 gpu_faults: rise(before.gpu_faults, total.gpu_faults),
+                gpu_fault_instances: rise(before.gpu_fault_instances, total.gpu_fault_instances),
                 bytes_in: bytes(before.bytes_in, total.bytes_in),
                 bytes_out: bytes(before.bytes_out, total.bytes_out),
                 evicted: bytes(before.evicted, total.evicted),
@@ -216,6 +217,10 @@ impl Sampler {
                 cpu_faults: rise(before.cpu_faults, total.cpu_faults),
             }
         });
+        if let Some(uvm) = uvm {
+            let raw = self.hub.metrics.faults.with_label_values(&[gpu.to_string().as_str(), "gpu-raw"]);
+            raw.inc_by(uvm.gpu_fault_instances);
+        }
         let sample = join(counters, uvm);
         self.note(client, gpu, sample);
         sample
@@ -298,6 +303,7 @@ mod tests {
     const COUNTERS: CounterTotals = CounterTotals { bytes_in: 1, bytes_out: 2, cpu_faults: 3, gpu_faults: 4 };
     const UVM: UvmTotals = UvmTotals {
         gpu_faults: 40,
+        gpu_fault_instances: 50,
         bytes_in: Bytes(10),
         bytes_out: Bytes(20),
         evicted: Bytes(15),

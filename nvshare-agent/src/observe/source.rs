@@ -160,8 +160,10 @@ pub struct UvmReading {
 /// What happened to one process on one GPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct UvmTotals {
-    /// GPU fault entries.
+    /// GPU fault entries, each of which stands for all faults on a page in one batch.
     pub gpu_faults: u64,
+    /// GPU faults before the driver merged those on one page.
+    pub gpu_fault_instances: u64,
     /// Bytes brought onto the GPU, whatever the cause.
     pub bytes_in: Bytes,
     /// Bytes moved off the GPU, whatever the cause.

@@ -3,11 +3,11 @@
 //! **Problem.** The counters are exact and work on every kernel, but a tracker holds the client's VA space, and
 //! with it the GPU memory of a client that has died.
 //!
-//! **Approach.** The client hands over its descriptor of the driver's device file. One tracker is one open
-//! tools file and one page that the driver writes into. The session that owns the client drops its trackers and
-//! descriptors as soon as the process ends.
+//! **Approach.** The client hands over its descriptor of the driver's device file. One tracker is two open
+//! tools files, each with one page that the driver writes into: for the GPU, and for CPU faults, which the counters of
+//! a GPU leave out. The session that owns the client drops its trackers and descriptors as soon as the process ends.
 //!
-//! **Invariants.** The page stays mapped until the tools file is closed. A descriptor that is not of the driver's
+//! **Invariants.** A page stays mapped until the tools file is closed. A descriptor that is not of the driver's
 //! device file is never given to the driver.
 
 use std::{
@@ -33,13 +33,19 @@ use crate::{
     sys::{CounterPage, bare_ioctl},
 };
 
-/// An open tracker. The fields are dropped in this order, which the driver requires.
+/// An open tracker.
 #[derive(Debug)]
 pub struct Tracker {
+    of_gpu: Counting,
+    of_cpu: Counting,
+}
+
+/// One open tools file and what the driver counts for it. The fields are dropped in this order, which the driver
+/// requires.
+#[derive(Debug)]
+struct Counting {
     _tools: File,
     page: CounterPage,
-    /// What the page held when counting began; nothing promises that it was zero.
-    start: CounterTotals,
 }
 
 /// What the driver counted since the tracker was opened.
@@ -49,33 +55,21 @@ pub struct CounterTotals {
     pub bytes_in: u64,
     /// Bytes from device to host.
     pub bytes_out: u64,
-    /// CPU page faults.
+    /// CPU page faults, whichever GPU they concern.
     pub cpu_faults: u64,
     /// GPU fault entries after coalescing.
     pub gpu_faults: u64,
 }
 
 impl Tracker {
-    /// The counters since the tracker was opened.
+    /// The counters since the tracker was opened: its pages were zero, and the driver only adds.
     pub fn read(&self) -> CounterTotals {
-        let CounterTotals { bytes_in, bytes_out, cpu_faults, gpu_faults } = CounterTotals::on(&self.page);
+        let of_gpu = |counter: Counter| self.of_gpu.page.read(counter as usize);
         CounterTotals {
-            bytes_in: bytes_in.wrapping_sub(self.start.bytes_in),
-            bytes_out: bytes_out.wrapping_sub(self.start.bytes_out),
-            cpu_faults: cpu_faults.wrapping_sub(self.start.cpu_faults),
-            gpu_faults: gpu_faults.wrapping_sub(self.start.gpu_faults),
-        }
-    }
-}
-
-impl CounterTotals {
-    fn on(page: &CounterPage) -> Self {
-        let read = |counter: Counter| page.read(counter as usize);
-        Self {
-            bytes_in: read(Counter::BytesIn),
-            bytes_out: read(Counter::BytesOut),
-            cpu_faults: read(Counter::CpuFaults),
-            gpu_faults: read(Counter::GpuFaults),
+            bytes_in: of_gpu(Counter::BytesIn),
+            bytes_out: of_gpu(Counter::BytesOut),
+            cpu_faults: self.of_cpu.page.read(Counter::CpuFaults as usize),
+            gpu_faults: of_gpu(Counter::GpuFaults),
         }
     }
 }
@@ -154,6 +148,25 @@ impl UvmCounters {
 
     fn try_open(&self, descriptor: &OwnedFd, gpu: GpuId) -> Result<Tracker, OpenError> {
         let layout = self.layout().map_err(OpenError::Driver)?;
+        Ok(Tracker {
+            of_gpu: self.count(
+                layout,
+                descriptor,
+                Some(gpu),
+                Counter::all_bits() & !Counter::CpuFaults.bit(),
+            )?,
+            of_cpu: self.count(layout, descriptor, None, Counter::CpuFaults.bit())?,
+        })
+    }
+
+    /// Has the driver count for one GPU, or for all processors together.
+    fn count(
+        &self,
+        layout: TrackerLayout,
+        descriptor: &OwnedFd,
+        gpu: Option<GpuId>,
+        counters: u64,
+    ) -> Result<Counting, OpenError> {
         let path = self.driver.uvm_tools_device();
         let system = |what: &str| {
             let what = what.to_owned();
@@ -166,9 +179,11 @@ impl UvmCounters {
             .map_err(system(&format!("opening {}", path.display())))?;
         let page = CounterPage::new().map_err(system("mapping a page for counters"))?;
         let mut init = [0_u8; tools::INIT_BYTES];
-        let start = CounterTotals::on(&page);
         put(&mut init, tools::CONTROL_BUFFER, &page.address().to_ne_bytes());
-        put(&mut init, tools::PROCESSOR_UUID, &gpu.0);
+        match gpu {
+            Some(gpu) => put(&mut init, tools::PROCESSOR_UUID, &gpu.0),
+            None => put(&mut init, tools::ALL_PROCESSORS, &1_u32.to_ne_bytes()),
+        }
         put(&mut init, tools::UVM_FD, &descriptor.as_raw_fd().to_ne_bytes());
         if let Some(version) = layout.version {
             put(&mut init, version, &1_u32.to_ne_bytes());
@@ -176,10 +191,10 @@ impl UvmCounters {
         bare_ioctl(&tools, tools::INIT_EVENT_TRACKER, &mut init).map_err(system("initialising a tracker"))?;
         accepted("the tracker", status_at(&init, layout.status))?;
         let mut enable = [0_u8; size_of::<EnableParams>()];
-        put(&mut enable, 0, &Counter::all_bits().to_ne_bytes());
+        put(&mut enable, 0, &counters.to_ne_bytes());
         bare_ioctl(&tools, tools::ENABLE_COUNTERS, &mut enable).map_err(system("enabling counters"))?;
         accepted("the counters", status_at(&enable, 8))?;
-        Ok(Tracker { _tools: tools, page, start })
+        Ok(Counting { _tools: tools, page })
     }
 
     fn layout(&self) -> Result<TrackerLayout, String> {

@@ -38,4 +38,6 @@ pub mod symbol {
     pub const SERVICE: &str = "uvm_parent_gpu_service_replayable_faults";
     /// `(gpu*)`: the same up to branch 555.
     pub const SERVICE_TO_555: &str = "uvm_gpu_service_replayable_faults";
+    /// `(void*)`: the thread that serves faults begins to serve a GPU's access counters instead.
+    pub const ACCESS_COUNTERS: &str = "access_counters_isr_bottom_half_entry";
 }

@@ -4,8 +4,9 @@
 //! module that loads, unloads and comes back in another version. No machine should be tried out like that.
 //!
 //! Approach: `cargo xtask vm-test` boots a distribution's kernel in a virtual machine, with this program as its
-//! first process. It runs the real loader with the real object against a module that has the driver's names
-//! ([`module`]) and is told what to call, with event data laid out as the driver versions lay it out ([`tests`]).
+//! first process. It runs the real loader with the real object against the driver's own nvidia-uvm ([`driver`]), and
+//! against a stand-in with the driver's names ([`stand_in`]) that is told what to call, with event data laid out as
+//! other driver versions lay it out.
 //!
 //! Invariants: every line for the host begins with `vm-test:`; the last says how many tests passed, or that some
 //! failed, and then the machine is switched off. Without a last line the machine has crashed.
@@ -16,7 +17,9 @@
     reason = "a test program: it talks to the host through its console, and a panic is a failed test"
 )]
 
-mod module;
+mod driver;
+mod kernel_module;
+mod stand_in;
 mod tenant;
 mod tests;
 
@@ -37,7 +40,7 @@ use rustix::{
 
 fn main() -> ExitCode {
     if let Some(events) = tenant::asked() {
-        tenant::run(events);
+        tenant::run(&events);
         return ExitCode::SUCCESS;
     }
     if !getpid().is_init() {
@@ -62,7 +65,7 @@ fn prepare() -> Result<String> {
         mount(what, at, what, MountFlags::empty(), None).with_context(|| format!("mounting {at}"))?;
     }
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").context("reading the kernel's name")?;
-    if fs::exists("/sys/module/nvidia_uvm").unwrap_or(true) {
+    if kernel_module::shown("nvidia_uvm") {
         bail!("the kernel has a module nvidia_uvm already");
     }
     Ok(kernel.trim().to_owned())
@@ -71,7 +74,7 @@ fn prepare() -> Result<String> {
 fn run_all(kernel: &str) {
     say(&format!("kernel {kernel}"));
     let (mut passed, mut failed) = (0, 0);
-    for (name, test) in tests::ALL {
+    for (name, test) in tests::all() {
         let begin = Instant::now();
         // The message of a panic is on the console, before this line.
         let outcome = catch_unwind(AssertUnwindSafe(test));
@@ -83,7 +86,7 @@ fn run_all(kernel: &str) {
             failed += 1;
             say(&format!("not ok {name} ({took:.1} s)"));
         }
-        module::clear_away();
+        kernel_module::clear_away();
     }
     if failed == 0 {
         say(&format!("{passed} passed"));

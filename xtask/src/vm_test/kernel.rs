@@ -1,115 +1,87 @@
-//! Debian's kernel and what modules for it are built with: downloaded, unpacked, never installed.
+//! Debian's kernels, and how modules for them are built.
 
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 
-use crate::cargo::{root, run as run_command};
+use super::{archive::Archive, on_path};
+use crate::cargo::run as run_command;
 
 /// The package that always depends on the newest kernel for virtual machines.
 const NEWEST: &str = "linux-image-cloud-amd64";
-/// Present in the directory of a kernel once all of it is there.
-const COMPLETE: &str = "complete";
+/// Holds the kernel's release, as in `6.1.0-56-cloud-amd64`, once all of it is there.
+const RELEASE: &str = "release";
 
 /// An unpacked kernel.
 pub(super) struct Kernel {
-    /// The bootable image.
-    pub(super) image: PathBuf,
-    headers: PathBuf,
+    /// What belongs to this kernel.
+    pub(super) directory: PathBuf,
+    pub(super) release: String,
 }
 
 impl Kernel {
-    /// The kernel that the package lists name; a cached one where they name none.
-    pub(super) fn get(cache: &Path) -> Result<Self> {
-        let release = match release() {
+    /// The kernel of a suite: the cached one, else the newest.
+    pub(super) fn get(cache: &Path, suite: &str) -> Result<Self> {
+        let directory = cache.join(suite);
+        let release = match fs::read_to_string(directory.join(RELEASE)) {
             Ok(release) => release,
-            Err(error) => match cached(cache) {
-                Some(release) => {
-                    eprintln!("using the cached kernel {release}: {error:#}");
-                    release
-                }
-                None => update_lists().and_then(|()| release()).map_err(|second| {
-                    error.context(format!("{second:#}; run `apt-get update` on a Debian machine"))
-                })?,
-            },
+            Err(_) => download(cache, suite, &directory)?,
         };
-        let directory = cache.join(&release);
-        if !directory.join(COMPLETE).exists()
-            && let Err(error) = download(&directory, &release)
-        {
-            // Old package lists name files that the archive has replaced.
-            eprintln!("{error:#}; trying again with fresh package lists");
-            update_lists()?;
-            download(&directory, &release)?;
-        }
-        let unpacked = directory.join("root");
-        Ok(Self {
-            image: unpacked.join(format!("boot/vmlinuz-{release}")),
-            headers: unpacked.join(format!("usr/src/linux-headers-{release}")),
-        })
+        Ok(Self { directory, release })
     }
 
-    /// Builds the test module as one driver version.
-    pub(super) fn build_module(&self, directory: &Path, version: &str, branch: &str) -> Result<PathBuf> {
-        fs::create_dir_all(directory).with_context(|| format!("creating {}", directory.display()))?;
-        for file in ["Kbuild", "nvidia_uvm.c"] {
-            let source = root().join("tests/vm/module").join(file);
-            fs::copy(&source, directory.join(file))
-                .with_context(|| format!("copying {}", source.display()))?;
-        }
+    /// The bootable image.
+    pub(super) fn image(&self) -> PathBuf {
+        self.unpacked().join(format!("boot/vmlinuz-{}", self.release))
+    }
+
+    /// Builds what a directory's Kbuild file says.
+    pub(super) fn build(&self, directory: &Path, arguments: &[String], target: &str) -> Result<()> {
+        let jobs = std::thread::available_parallelism().map_or(1, usize::from);
+        // The kernel's own compiler where there is one. Debug information is left out: it takes as long to write as
+        // the code, and the description of types that is made of it needs a program more.
+        let compiler = if on_path("gcc-12") { "gcc-12" } else { "gcc" };
         run_command(
             Command::new("make")
-                .arg("-s")
-                .arg("-C")
-                .arg(&self.headers)
+                .args(["-s", &format!("-j{jobs}"), "-C"])
+                .arg(self.headers())
                 .arg(format!("M={}", directory.display()))
-                .args([format!("DRIVER_VERSION={version}"), format!("DRIVER_BRANCH={branch}")])
-                .arg("modules"),
-        )?;
-        Ok(directory.join("nvidia_uvm.ko"))
+                .arg(format!("CC={compiler}"))
+                .args(["DEBUG_CFLAGS=", "CONFIG_DEBUG_INFO_BTF_MODULES=", "KBUILD_VERBOSE=0"])
+                .args(arguments)
+                .arg(target)
+                .stdout(Stdio::null()),
+        )
+    }
+
+    /// What modules are built with.
+    pub(super) fn headers(&self) -> PathBuf {
+        self.unpacked().join(format!("usr/src/linux-headers-{}", self.release))
+    }
+
+    /// The part of it that all kernels of the release share.
+    pub(super) fn common_headers(&self) -> PathBuf {
+        let version = self.release.trim_end_matches("-cloud-amd64");
+        self.unpacked().join(format!("usr/src/linux-headers-{version}-common"))
+    }
+
+    fn unpacked(&self) -> PathBuf {
+        self.directory.join("root")
     }
 }
 
-/// The release of the newest kernel, as in `6.1.0-56-cloud-amd64`.
-fn release() -> Result<String> {
-    depends(NEWEST)?
+/// Gives the release.
+fn download(cache: &Path, suite: &str, directory: &Path) -> Result<String> {
+    let archive = Archive::of(cache, suite, "main")?;
+    let release = archive
+        .depends(NEWEST)?
         .iter()
         .find_map(|name| name.strip_prefix("linux-image-").map(str::to_owned))
-        .with_context(|| format!("{NEWEST} depends on no kernel"))
-}
-
-/// The packages that one depends on.
-fn depends(package: &str) -> Result<Vec<String>> {
-    let output = Command::new("apt-cache")
-        .args(["depends", package])
-        .env("LC_ALL", "C")
-        .output()
-        .context("running apt-cache")?;
-    ensure!(output.status.success(), "the package lists do not name {package}");
-    let text = String::from_utf8(output.stdout)?;
-    Ok(text.lines().filter_map(|line| line.trim().strip_prefix("Depends: ")).map(str::to_owned).collect())
-}
-
-fn update_lists() -> Result<()> {
-    if !nvshare_tests::is_root() {
-        bail!("the package lists are missing or old, and renewing them needs root");
-    }
-    run_command(Command::new("apt-get").args(["update", "-qq"]))
-}
-
-/// The newest complete kernel of the cache.
-fn cached(cache: &Path) -> Option<String> {
-    let complete = fs::read_dir(cache).ok()?.flatten().filter(|entry| entry.path().join(COMPLETE).exists());
-    let newest =
-        complete.max_by_key(|entry| entry.metadata().and_then(|metadata| metadata.modified()).ok())?;
-    newest.file_name().into_string().ok()
-}
-
-fn download(directory: &Path, release: &str) -> Result<()> {
+        .with_context(|| format!("{NEWEST} depends on no kernel"))?;
     if directory.exists() {
         fs::remove_dir_all(directory).with_context(|| format!("removing {}", directory.display()))?;
     }
@@ -117,23 +89,18 @@ fn download(directory: &Path, release: &str) -> Result<()> {
     let headers = format!("linux-headers-{release}");
     let mut packages = vec![format!("linux-image-{release}"), headers.clone()];
     packages.extend(
-        depends(&headers)?
+        archive
+            .depends(&headers)?
             .into_iter()
             .filter(|name| name.starts_with("linux-headers-") || name.starts_with("linux-kbuild-")),
     );
-    run_command(Command::new("apt-get").args(["download", "-qq"]).args(&packages).current_dir(directory))?;
     let unpacked = directory.join("root");
-    for entry in fs::read_dir(directory).context("listing what was downloaded")? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "deb") {
-            run_command(Command::new("dpkg").arg("-x").arg(&path).arg(&unpacked))?;
-            fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
-        }
-    }
+    archive.unpack(&packages, &unpacked)?;
     // Drivers are not needed: the machine has nothing but a console.
     fs::remove_dir_all(unpacked.join("lib/modules")).ok();
     relocate(&unpacked, &headers)?;
-    fs::write(directory.join(COMPLETE), "").context("marking the kernel as complete")
+    fs::write(directory.join(RELEASE), &release).context("marking the kernel as complete")?;
+    Ok(release)
 }
 
 /// The headers name each other by the place where they would be installed.

@@ -1,5 +1,7 @@
 //! Programs of the object: loading on first use, and what they cost.
 
+use std::collections::BTreeMap;
+
 use aya::{
     Ebpf,
     programs::{Program, ProgramError},
@@ -40,6 +42,25 @@ pub(super) fn loaded<'a, P: Loadable>(ebpf: &'a mut Ebpf, name: &str) -> Result<
         program.load().map_err(|error| format!("BPF program {name}: {}", reason(&error)))?;
     }
     Ok(program)
+}
+
+/// What the verifier did for each program, all of which are loaded for it.
+pub(super) fn verified_instructions(ebpf: &mut Ebpf) -> Result<BTreeMap<String, u32>, String> {
+    let mut counts = BTreeMap::new();
+    for (name, program) in ebpf.programs_mut() {
+        let loaded = match program {
+            Program::KProbe(program) => program.load(),
+            Program::UProbe(program) => program.load(),
+            Program::TracePoint(program) => program.load(),
+            _ => return Err(format!("BPF program {name} is of an unexpected kind")),
+        };
+        loaded.map_err(|error| format!("BPF program {name}: {}", reason(&error)))?;
+        let info = program.info().map_err(|error| format!("BPF program {name}: {}", reason(&error)))?;
+        let count = info.verified_instruction_count();
+        let count = count.ok_or("this kernel does not say what its verifier did; Linux 5.16 and newer do")?;
+        counts.insert(name.to_owned(), count);
+    }
+    Ok(counts)
 }
 
 /// How often the programs ran and how long it took, as the kernel accounts for it while statistics are on.

@@ -75,6 +75,7 @@ fn counts_are_exact_in_every_driver_layout() {
             reading.clients.get(&(own, GPU)),
             Some(&UvmTotals {
                 gpu_faults: 3,
+                gpu_fault_instances: 11,
                 bytes_in: Bytes(4096 * 45),
                 bytes_out: Bytes(65536 * 45),
                 evicted: Bytes(65536 * 5),
@@ -86,7 +87,6 @@ fn counts_are_exact_in_every_driver_layout() {
         let loaded = bpf.loaded.as_ref().ok().unwrap();
         let counters = loaded.maps.counters();
         let (_, on_gpu) = counters.iter().find(|(key, _)| key.processor == 1).unwrap();
-        assert_eq!(on_gpu.gpu_fault_instances, 11, "{version}");
         assert_eq!(on_gpu.bytes_in, std::array::from_fn(|index| 4096 * (index as u64 + 1)), "{version}");
         assert_eq!(on_gpu.bytes_out, std::array::from_fn(|index| 65536 * (index as u64 + 1)), "{version}");
         assert!(on_gpu.first_ns > 0 && on_gpu.first_ns <= on_gpu.last_ns);

@@ -48,12 +48,19 @@ struct Point {
     required: bool,
 }
 
-const POINTS: [Point; 4] = [
+const POINTS: [Point; 5] = [
     // Ownership first, so that no event of a known space is seen without its owner.
     Point { symbols: &[symbol::INIT], kprobe: "uvm_init_k", uprobe: "uvm_init_u", required: true },
     Point { symbols: &[symbol::DESTROY], kprobe: "uvm_destroy_k", uprobe: "uvm_destroy_u", required: true },
     Point {
         symbols: &[symbol::SERVICE, symbol::SERVICE_TO_555],
+        kprobe: "uvm_service_k",
+        uprobe: "uvm_service_u",
+        required: false,
+    },
+    // The same thread, and nobody's fault either. The same program: what it did before is over.
+    Point {
+        symbols: &[symbol::ACCESS_COUNTERS],
         kprobe: "uvm_service_k",
         uprobe: "uvm_service_u",
         required: false,
@@ -427,6 +434,7 @@ fn missing(point: &Point, what: &str) -> Result<(), String> {
 fn add(totals: &mut UvmTotals, counters: &Counters) {
     let evicted = counters.bytes_out[MakeResidentCause::Eviction as usize];
     totals.gpu_faults += counters.gpu_faults;
+    totals.gpu_fault_instances += counters.gpu_fault_instances;
     totals.bytes_in += Bytes(counters.bytes_in.iter().sum());
     totals.bytes_out += Bytes(counters.bytes_out.iter().sum());
     totals.evicted += Bytes(evicted);

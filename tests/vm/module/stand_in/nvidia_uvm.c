@@ -6,15 +6,13 @@
  *
  * A command is one write of `struct command` to /proc/driver/nvidia-uvm/test; the write returns when it is done.
  */
-#include <linux/completion.h>
-#include <linux/kthread.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
 #include <linux/proc_fs.h>
-#include <linux/sched.h>
 #include <linux/string.h>
 #include <linux/uaccess.h>
-#include <linux/wait.h>
+
+#include "service_thread.h"
 
 /* To branch 555 the service function bore this name, to 560 the link text this form. */
 #if DRIVER_BRANCH < 560
@@ -40,6 +38,7 @@ enum operation {
 	OP_SERVICE = 5,		/* in the fault-service thread */
 	OP_SPIN = 6,		/* the fault-service thread runs; returns at once */
 	OP_REST = 7,		/* until here; returns when it is about to sleep */
+	OP_COUNTERS = 8,	/* in the fault-service thread */
 };
 
 /* Mirrored by src/module.rs. */
@@ -62,35 +61,42 @@ void uvm_perf_event_notify(void *events, u32 event_id, void *data);
 void uvm_perf_init_va_space_events(void *va_space, void *events);
 void uvm_perf_destroy_va_space_events(void *events);
 void SERVICE(void *gpu);
+void access_counters_isr_bottom_half_entry(void *gpu);
 
-/* The empty assembly keeps the compiler from finding that nothing is done, and from merging the functions. */
-noinline void uvm_perf_event_notify(void *events, u32 event_id, void *data)
+/*
+ * The empty assembly keeps the compiler from finding that nothing is done; the attribute, from calling one function
+ * for another that does the same.
+ */
+#define PROBED __attribute__((noipa))
+
+PROBED void uvm_perf_event_notify(void *events, u32 event_id, void *data)
 {
 	asm volatile("" : : "r"(events), "r"(event_id), "r"(data) : "memory");
 }
 
-noinline void uvm_perf_init_va_space_events(void *va_space, void *events)
+PROBED void uvm_perf_init_va_space_events(void *va_space, void *events)
 {
 	asm volatile("" : : "r"(va_space), "r"(events) : "memory");
 }
 
-noinline void uvm_perf_destroy_va_space_events(void *events)
+PROBED void uvm_perf_destroy_va_space_events(void *events)
 {
 	asm volatile("" : : "r"(events) : "memory");
 }
 
-noinline void SERVICE(void *gpu)
+PROBED void SERVICE(void *gpu)
+{
+	asm volatile("" : : "r"(gpu) : "memory");
+}
+
+PROBED void access_counters_isr_bottom_half_entry(void *gpu)
 {
 	asm volatile("" : : "r"(gpu) : "memory");
 }
 
 static DEFINE_MUTEX(one_at_a_time);
-static DECLARE_WAIT_QUEUE_HEAD(wake);
-static DECLARE_COMPLETION(done);
 static struct command command;
-static bool pending;
 static bool spinning;
-static struct task_struct *service_thread;
 static struct proc_dir_entry *directory;
 
 static void notify(void)
@@ -111,27 +117,14 @@ static void spin(void)
 	}
 }
 
-static int serve(void *unused)
+static void serve_round(void)
 {
-	while (!kthread_should_stop()) {
-		wait_event_interruptible(wake, READ_ONCE(pending) || kthread_should_stop());
-		if (!READ_ONCE(pending))
-			continue;
-		switch (command.operation) {
-		case OP_NOTIFY:
-			notify();
-			break;
-		case OP_SERVICE:
-			SERVICE((void *)command.events);
-			break;
-		case OP_SPIN:
-			spin();
-			break;
-		}
-		WRITE_ONCE(pending, false);
-		complete(&done);
-	}
-	return 0;
+	SERVICE((void *)command.events);
+}
+
+static void serve_counters(void)
+{
+	access_counters_isr_bottom_half_entry((void *)command.events);
 }
 
 static ssize_t obey(struct file *file, const char __user *from, size_t bytes, loff_t *at)
@@ -161,18 +154,24 @@ static ssize_t obey(struct file *file, const char __user *from, size_t bytes, lo
 		notify();
 		break;
 	case OP_NOTIFY:
+		service_begin(notify);
+		service_wait();
+		break;
 	case OP_SERVICE:
+		service_begin(serve_round);
+		service_wait();
+		break;
+	case OP_COUNTERS:
+		service_begin(serve_counters);
+		service_wait();
+		break;
 	case OP_SPIN:
-		reinit_completion(&done);
-		WRITE_ONCE(spinning, given.operation == OP_SPIN);
-		WRITE_ONCE(pending, true);
-		wake_up(&wake);
-		if (!spinning)
-			wait_for_completion(&done);
+		WRITE_ONCE(spinning, true);
+		service_begin(spin);
 		break;
 	case OP_REST:
 		WRITE_ONCE(spinning, false);
-		wait_for_completion(&done);
+		service_wait();
 		break;
 	default:
 		result = -EINVAL;
@@ -190,10 +189,10 @@ static int __init begin(void)
 {
 	char link[64];
 	struct proc_dir_entry *gpus;
+	int failed = service_start();
 
-	service_thread = kthread_run(serve, NULL, "UVM GPU%u BH", 1);
-	if (IS_ERR(service_thread))
-		return PTR_ERR(service_thread);
+	if (failed)
+		return failed;
 	directory = proc_mkdir("driver/nvidia-uvm", NULL);
 	gpus = directory ? proc_mkdir("gpus", directory) : NULL;
 	snprintf(link, sizeof(link), LINK_PREFIX "%s/0", gpu);

@@ -1,10 +1,8 @@
-//! The test module: loading, unloading, and telling it what to call.
+//! The module that stands in for the driver's: loading, unloading, and telling it what to call.
 
 use std::{
     fs::File,
     io::{self, Write as _},
-    path::Path,
-    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
@@ -12,10 +10,8 @@ use nvshare_abi::uvm::{
     DriverVersion, EVENT_DATA_BYTES, Event, EventLayout, FAULT_ENTRY_BYTES, FaultEntry, Processor,
 };
 use nvshare_core::GpuId;
-use rustix::{
-    io::Errno,
-    system::{delete_module, finit_module},
-};
+
+use crate::kernel_module;
 
 /// The GPU that the module names in procfs, number 1.
 pub(crate) const GPU: GpuId = GpuId([0x11; 16]);
@@ -23,7 +19,6 @@ pub(crate) const GPU: GpuId = GpuId([0x11; 16]);
 pub(crate) const GPU_1: Processor = Processor(1);
 
 const COMMANDS: &str = "/proc/driver/nvidia-uvm/test";
-const SHOWN: &str = "/sys/module/nvidia_uvm";
 const NO_ENTRY: u32 = u32::MAX;
 
 /// What goes with an operation.
@@ -59,9 +54,10 @@ enum Operation {
     Service = 5,
     Spin = 6,
     Rest = 7,
+    Counters = 8,
 }
 
-/// The module as one driver version.
+/// A stand-in that is loaded.
 pub(crate) struct Module {
     commands: File,
     layout: EventLayout,
@@ -70,10 +66,12 @@ pub(crate) struct Module {
 impl Module {
     /// Loads the module that says it is of this version.
     pub(crate) fn load(version: DriverVersion) -> Self {
-        let path = format!("/modules/{version}.ko");
-        let file = File::open(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
-        let parameters = std::ffi::CString::new(format!("gpu={GPU}")).unwrap();
-        finit_module(&file, &parameters, 0).unwrap_or_else(|error| panic!("loading {path}: {error}"));
+        load_file(&version.to_string());
+        Self::of_loaded(version)
+    }
+
+    /// One that is loaded already.
+    pub(crate) fn of_loaded(version: DriverVersion) -> Self {
         let commands = commands().unwrap();
         Self { commands, layout: EventLayout::of(version).expect("a known driver version") }
     }
@@ -81,8 +79,7 @@ impl Module {
     /// Unloads it, which must not need anybody to let go of it first.
     pub(crate) fn unload(self) {
         drop(self.commands);
-        unload().unwrap_or_else(|error| panic!("unloading the module: {error}"));
-        assert!(!Path::new(SHOWN).exists());
+        kernel_module::unload("nvidia_uvm");
     }
 
     pub(crate) fn layout(&self) -> &EventLayout {
@@ -102,6 +99,11 @@ impl Module {
     /// The fault-service thread begins a round.
     pub(crate) fn service(&self) {
         self.obey(Operation::Service, |_| {});
+    }
+
+    /// The fault-service thread turns to the access counters.
+    pub(crate) fn access_counters(&self) {
+        self.obey(Operation::Counters, |_| {});
     }
 
     /// The fault-service thread is kept busy until [`Self::rest`].
@@ -160,6 +162,11 @@ impl Module {
     }
 }
 
+/// Loads a stand-in by its file's name, which is its version or what it lacks.
+pub(crate) fn load_file(name: &str) {
+    kernel_module::load(&format!("stand-in/{name}"), &format!("gpu={GPU}"));
+}
+
 /// The file through which the loaded module is told what to do.
 pub(crate) fn commands() -> Result<File> {
     File::options().write(true).open(COMMANDS).with_context(|| format!("opening {COMMANDS}"))
@@ -187,26 +194,4 @@ fn send(mut commands: &File, operation: Operation, fill: impl FnOnce(&mut Argume
     };
     fill(&mut arguments);
     commands.write_all(&arguments.command(operation))
-}
-
-/// Unloads what a failed test has left behind.
-pub(crate) fn clear_away() {
-    if let Err(error) = unload()
-        && error != Errno::NOENT
-    {
-        crate::say(&format!("the module stays loaded: {error}"));
-    }
-}
-
-fn unload() -> Result<(), Errno> {
-    delete_module(c"nvidia_uvm", rustix::fs::OFlags::NONBLOCK.bits() as i32)
-}
-
-/// Returns when something has come true; a panic after half a minute.
-pub(crate) fn until(what: &str, mut come: impl FnMut() -> bool) {
-    let begin = Instant::now();
-    while !come() {
-        assert!(begin.elapsed() < Duration::from_secs(30), "{what}: not within 30 s");
-        std::thread::yield_now();
-    }
 }
