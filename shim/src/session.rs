@@ -105,6 +105,7 @@ fn guarded(state: &'static State) {
     for shown in [&state.session.woken, &state.session.wake, &state.session.page, &state.session.socket] {
         shown.show(None);
     }
+    state.memory.forget_room();
     gate::open_all();
     match outcome {
         Ok(Ok(())) => {}

@@ -4,7 +4,7 @@ METHOD = """\
 # Compatibility
 
 Programs that were run under `libnvshare.so` on a real GPU, and what came of it. This page is written by
-`tests/gpu/compat.py`; nothing in it is edited by hand.
+`tests/gpu/compat.py`; nothing in it is edited by hand. What was run when, with the raw results: [measurements](measurements/README.md).
 
 Each program runs with fixed seeds, bare, bare again, and under the shim with a running agent; several programs run at the same time.
 Its outputs are hashed.
@@ -13,6 +13,9 @@ Its outputs are hashed.
 - **same tests pass**: for test suites: what passes in both bare runs passes under the shim.
 - **DIFFERS**, **FAILED**: the shim changes something; the note says what.
 - **does not run bare**: nothing follows for the shim.
+
+A block of more than 2 MiB that was made before a program shares memory by CUDA IPC is managed memory, which the driver does not share: `torch-ipc-large`
+is expected to fail. `NVSHARE_MANAGED_MIN_BYTES=never` cures it ([shim.md](shim.md)).
 
 *In turns* is a further run in which all programs that run together take turns of 300 ms on the GPU.
 """
