@@ -33,8 +33,10 @@ impl Drop for Machine {
 /// Boots the kernel and passes on what its first process says.
 pub(super) fn run(kernel: &Path, initramfs: &Path) -> Result<()> {
     let mut command = Command::new("qemu-system-x86_64");
-    // Emulated everywhere, so that it needs no KVM and is the same on every machine.
-    command.args(["-accel", "tcg", "-smp", "2", "-m", "1024", "-no-reboot"]);
+    // Emulated everywhere, so that it needs no KVM and is the same on every machine. One thread emulates both
+    // processors in turn: with a thread for each, one can still run the breakpoint that the other has patched away
+    // (static keys and kprobes are patched that way), and the kernel dies of an `int3` that it knows nothing of.
+    command.args(["-accel", "tcg,thread=single", "-smp", "2", "-m", "1024", "-no-reboot"]);
     // The emulation of the 16-byte compare-and-exchange is wrong in QEMU 7.2, and newer kernels allocate with it.
     command.args(["-cpu", "qemu64,-cx16"]);
     // Two nodes of memory, between which the driver can move pages without a GPU.
