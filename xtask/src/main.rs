@@ -12,6 +12,7 @@ mod gpu_bench;
 mod run_agent;
 mod setup_ebpf;
 mod shim;
+mod simulate;
 mod test;
 mod vm_test;
 
@@ -38,6 +39,7 @@ enum Task {
     SetupEbpf(setup_ebpf::Args),
     VmTest(vm_test::Args),
     Shim(shim::Args),
+    Simulate(simulate::Args),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -50,5 +52,6 @@ fn main() -> anyhow::Result<()> {
         Task::SetupEbpf(args) => setup_ebpf::run(&args),
         Task::VmTest(args) => vm_test::run(&args),
         Task::Shim(args) => shim::run(&args),
+        Task::Simulate(args) => simulate::run(&args),
     }
 }

@@ -22,9 +22,12 @@ mod lease;
 mod member;
 pub mod output;
 mod plan;
+pub mod quantity;
 mod quantum;
 mod rotation;
 mod schedule;
+pub mod sim;
+pub mod toml_text;
 pub mod units;
 
 pub use engine::{Config, Engine, Handover};
