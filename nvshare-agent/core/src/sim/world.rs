@@ -305,6 +305,8 @@ impl World {
         if !self.processes[index].spec.shim {
             return;
         }
+        // A new phase is a reason to look again, for whoever knows of it.
+        self.requests.push(index);
         let (work, total) = (self.processes[index].work, self.processes[index].spec.gpu_work);
         let all = self.processes[index].blocks();
         let used = u32::try_from(phase.working_set.0.div_ceil(Bytes::BLOCK.0)).unwrap_or(u32::MAX);
