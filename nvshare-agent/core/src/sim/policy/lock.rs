@@ -58,7 +58,7 @@ enum Seen {
 #[derive(Clone, Debug)]
 pub(crate) struct Lock {
     pub(crate) groups: Vec<Group>,
-    release: Release,
+    pub(crate) release: Release,
     /// Hand-overs are not left to the driver.
     moves: bool,
     /// Groups that wait, by when they came.

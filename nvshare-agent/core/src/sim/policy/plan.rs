@@ -4,6 +4,7 @@ use crate::{
     input::Input,
     output::{Mode, Output},
     sim::{
+        fault::transfer,
         policy::lock::{Lock, Release},
         process::Process,
         world::{Engine, World, gpu_of, process_of},
@@ -89,10 +90,38 @@ fn first_fit(world: &World, clients: &[usize]) -> Vec<Vec<usize>> {
     sets
 }
 
-/// A lock that carries a plan out.
+/// Has a lock carry a plan out. A gap is worth a hand-over if it is longer than what that takes.
 pub(crate) fn carry_out(lock: &mut Lock, plan: &Plan, now: Nanos, world: &World) {
+    lock.release = Release::Known(GAP.max(handover_cost(world, &plan.sets)));
     let groups = plan.sets.iter().map(|set| (set.clone(), plan.quantum)).collect();
     lock.regroup(now, groups, world);
+}
+
+/// What going from one set to another and back moves, as time.
+fn handover_cost(world: &World, sets: &[Vec<usize>]) -> Nanos {
+    let mut longest = Nanos::ZERO;
+    for (gpu, card) in world.cards.iter().enumerate() {
+        let need = |set: &Vec<usize>| -> Bytes {
+            set.iter().map(|&index| needs(&world.processes[index], gpu)).sum()
+        };
+        let mut needed: Vec<Bytes> = sets.iter().map(need).collect();
+        needed.sort_unstable_by(|a, b| b.cmp(a));
+        let two: Bytes = needed.iter().take(2).copied().sum();
+        let blocks = two.0.div_ceil(Bytes::BLOCK.0).saturating_sub(u64::from(card.capacity()));
+        let model = &card.model;
+        let cost = match world.handover {
+            // First in, first out: what comes displaces what is left of itself, and so all of it moves.
+            Engine::Demand if blocks > 0 => {
+                let all = needed.first().map_or(0, |most| most.0.div_ceil(Bytes::BLOCK.0));
+                transfer(all, model.fault_in) + transfer(all, model.evict)
+            }
+            Engine::Demand => Nanos::ZERO,
+            Engine::Prefetch => transfer(blocks, model.prefetch_out.min(model.prefetch_in)),
+            Engine::Protected => transfer(blocks, model.protected_out.min(model.prefetch_in)),
+        };
+        longest = longest.max(Nanos(cost.0 * 2));
+    }
+    longest
 }
 
 /// The lock of somebody who knows how long a client will idle.
