@@ -30,6 +30,6 @@ pub use policy::PolicyKind;
 pub use preset::GpuModel;
 pub use report::{ClientReport, ModeSwitch, Report};
 pub use run::{Options, run};
-pub use scenario::{Access, Act, ClientSpec, Event, Phase, Scenario, ScenarioError};
+pub use scenario::{Access, Act, ClientSpec, Event, Pause, Phase, Scenario, ScenarioError};
 pub use sensors::Sensors;
 pub use world::Engine as HandoverEngine;

@@ -1,8 +1,12 @@
 //! Who decides: nvshare's own engine, or what it is compared with. All speak the engine's language.
 
+mod allocation_sum;
 mod auto;
 mod kind;
 pub(crate) mod lock;
+mod nixie;
+mod oracle;
+pub(crate) mod plan;
 mod shared;
 mod stock;
 
@@ -15,7 +19,9 @@ use crate::{
 };
 
 pub use kind::PolicyKind;
-pub(crate) use {auto::Auto, shared::Shared, stock::stock};
+pub(crate) use {
+    allocation_sum::AllocationSum, auto::Auto, nixie::Nixie, oracle::Oracle, shared::Shared, stock::stock,
+};
 
 /// The next thing a policy has to say.
 pub(crate) enum Step {

@@ -88,6 +88,8 @@ pub(crate) struct Process {
     pub(crate) work: f64,
     /// GPU work at which the current burst ends.
     pub(crate) burst_end: f64,
+    /// GPU work at which the next pause is due.
+    pub(crate) pause_at: f64,
     /// The phase that comes next.
     pub(crate) next_phase: usize,
     pub(crate) weight_milli: u32,
@@ -110,6 +112,7 @@ impl Process {
             seats: Vec::new(),
             work: 0.0,
             burst_end: 0.0,
+            pause_at: 0.0,
             next_phase: 0,
             weight_milli: spec.weight_milli,
             last_used: Nanos::ZERO,
@@ -136,6 +139,21 @@ impl Process {
     /// GPU time it has had, on all of its GPUs together.
     pub(crate) fn gpu_time(&self) -> f64 {
         self.work * self.spec.gpus.len() as f64
+    }
+
+    /// CPU time that precedes a burst of so much GPU work.
+    pub(crate) fn cpu_before(&mut self, burst: f64) -> Nanos {
+        let (total, duty) = (self.total(), self.spec.duty);
+        let cpu = total * (1.0 - duty) / duty;
+        let Some(pause) = self.spec.pause else { return Nanos((burst * cpu / total).round() as u64) };
+        let length = pause.length.0 as f64;
+        let gaps = cpu - length * pause.count(self.spec.gpu_work) as f64;
+        let mut time = burst * gaps.max(0.0) / total;
+        while self.pause_at <= self.work {
+            time += length;
+            self.pause_at += pause.every.0 as f64;
+        }
+        Nanos(time.round() as u64)
     }
 
     /// Blocks it allocates on each of its GPUs.

@@ -100,7 +100,7 @@ impl Report {
             makespan_s: makespan.map(Nanos::as_secs_f64),
             mode_switches: run.switches.iter().filter(|s| s.change.from != s.change.to).map(shown).collect(),
             detection_delay_s: delay,
-            false_detections: 0,
+            false_detections: run.false_detections,
             handover_bytes: run.handover_bytes().0,
             useful_fraction: spanned
                 .map(|span| world.work_at_last_finish / (world.cards.len() as f64 * span.0 as f64)),

@@ -2,9 +2,11 @@
 
 use crate::{
     input::Input,
-    output::Output,
+    output::{Mode, Output},
     sim::{
-        policy::{Auto, Change, Policy, PolicyKind, Shared, Step, stock},
+        policy::{
+            AllocationSum, Auto, Change, Nixie, Oracle, Policy, PolicyKind, Shared, Step, plan, stock,
+        },
         process::State,
         report::{Report, Switch},
         scenario::{Act, Event, Scenario},
@@ -63,6 +65,7 @@ pub(crate) struct Run<'a> {
     next_bin: Nanos,
     deadline: Option<Nanos>,
     pub(crate) switches: Vec<Switch>,
+    pub(crate) false_detections: u64,
     pub(crate) handover_blocks: u64,
     /// Blocks moved on each GPU when it last began to take turns.
     turns_began: Vec<Option<u64>>,
@@ -93,6 +96,7 @@ impl<'a> Run<'a> {
             next_bin: BIN,
             deadline: None,
             switches: Vec::new(),
+            false_detections: 0,
             handover_blocks: 0,
             turns_began: vec![None; gpus],
         };
@@ -216,7 +220,9 @@ impl<'a> Run<'a> {
             PolicyKind::Auto => Box::new(Auto::new(self.world.cards.len(), engine)),
             PolicyKind::Shared => Box::new(Shared),
             PolicyKind::Exclusive(quantum) => Box::new(stock(quantum, engine)),
-            PolicyKind::AllocationSum | PolicyKind::Nixie | PolicyKind::Oracle => todo!(),
+            PolicyKind::AllocationSum => Box::new(AllocationSum::new(self.world.cards.len(), engine)),
+            PolicyKind::Nixie => Box::new(Nixie::new()),
+            PolicyKind::Oracle => Box::new(Oracle::new(self.agenda.iter().map(|(at, _)| *at).collect())),
         });
         self.world.news.clear();
         for gpu in 0..self.world.cards.len() {
@@ -273,6 +279,10 @@ impl<'a> Run<'a> {
     }
 
     fn note_change(&mut self, change: Change) {
+        if change.confirmed && self.options.policy != PolicyKind::Oracle && change.to != Mode::Shared {
+            let ahead = self.agenda.get(self.next_due).map(|(at, _)| *at);
+            self.false_detections += u64::from(plan::best(&self.world, ahead).mode == Mode::Shared);
+        }
         let onset = self.world.episodes.get(gpu_of(change.gpu)).and_then(|episode| episode.began);
         self.switches.push(Switch::new(self.world.now, change, onset));
     }

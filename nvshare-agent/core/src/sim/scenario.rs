@@ -36,6 +36,8 @@ pub struct ClientSpec {
     pub duty: f64,
     /// GPU time of a burst.
     pub burst: Nanos,
+    /// Long stretches of CPU time, as between epochs; part of what `duty` leaves to the CPU.
+    pub pause: Option<Pause>,
     /// Thousandths of the default share.
     pub weight_milli: u32,
     /// Its class.
@@ -46,6 +48,22 @@ pub struct ClientSpec {
     pub shim: bool,
     /// What it does with its memory, by the GPU work done so far; the first from 0 on.
     pub phases: Vec<Phase>,
+}
+
+/// A long stretch of CPU time, at the start and again and again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pause {
+    /// How long.
+    pub length: Nanos,
+    /// GPU work between two of them.
+    pub every: Nanos,
+}
+
+impl Pause {
+    /// How many there are in so much GPU work.
+    pub(crate) fn count(self, gpu_work: Nanos) -> u64 {
+        gpu_work.0.div_ceil(self.every.0.max(1))
+    }
 }
 
 /// What a client does with its memory from some point of its work on.

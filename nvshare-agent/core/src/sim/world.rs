@@ -277,8 +277,7 @@ impl World {
         let vary = 1.0 + JITTER * (2.0 * self.rng.unit() - 1.0);
         let process = &mut self.processes[index];
         let left = process.total() - process.work;
-        let duty = process.spec.duty;
-        if duty >= 1.0 {
+        if process.spec.duty >= 1.0 {
             process.burst_end = process.total();
             return self.begin_gpu_work(index);
         }
@@ -287,8 +286,12 @@ impl World {
         if left - length < process.spec.burst.0 as f64 * 0.5 {
             length = left;
         }
+        // A pause begins where it is due.
+        if process.spec.pause.is_some() && process.pause_at > process.work {
+            length = length.min(process.pause_at - process.work);
+        }
         process.burst_end = process.work + length;
-        let until = self.now + Nanos((length * (1.0 - duty) / duty).round() as u64);
+        let until = self.now + process.cpu_before(length);
         self.set_state(index, State::Cpu { until });
     }
 
@@ -305,6 +308,8 @@ impl World {
         if !self.processes[index].spec.shim {
             return;
         }
+        // A new phase is a reason to look again, for whoever knows of it.
+        self.requests.push(index);
         let (work, total) = (self.processes[index].work, self.processes[index].spec.gpu_work);
         let all = self.processes[index].blocks();
         let used = u32::try_from(phase.working_set.0.div_ceil(Bytes::BLOCK.0)).unwrap_or(u32::MAX);

@@ -10,7 +10,7 @@ use crate::{
     input::{Drain, Input},
     output::Output,
     sim::{
-        process::{Process, State},
+        process::{Gate, Process, State},
         world::{World, client_id, gpu_id, gpu_of, process_of},
     },
     units::{Bytes, Nanos},
@@ -43,6 +43,8 @@ enum Hold {
 pub(crate) struct Group {
     pub(crate) members: Vec<usize>,
     pub(crate) quantum: Nanos,
+    /// Lower ranks go first.
+    rank: u32,
     hold: Hold,
 }
 
@@ -56,7 +58,7 @@ enum Seen {
 #[derive(Clone, Debug)]
 pub(crate) struct Lock {
     pub(crate) groups: Vec<Group>,
-    release: Release,
+    pub(crate) release: Release,
     /// Hand-overs are not left to the driver.
     moves: bool,
     /// Groups that wait, by when they came.
@@ -80,18 +82,51 @@ impl Lock {
         }
     }
 
+    /// One that takes over the gates as they are.
+    pub(crate) fn observing(world: &World, release: Release, moves: bool) -> Self {
+        let mut lock = Self::new(release, moves);
+        for &index in world.alive.iter().filter(|&&index| world.processes[index].spec.shim) {
+            for seat in &world.processes[index].seats {
+                let gate = match seat.gate {
+                    Gate::Open => (Seen::Open, Epoch::default()),
+                    Gate::Opening { epoch, .. } => (Seen::Open, epoch),
+                    Gate::Draining { epoch, .. } => (Seen::Draining, epoch),
+                    Gate::Closed => (Seen::Closed, Epoch::default()),
+                };
+                lock.gates.insert((index, seat.gpu), gate);
+            }
+        }
+        lock
+    }
+
+    /// The group stands elsewhere among the others from now on.
+    pub(crate) fn rank(&mut self, index: usize, rank: u32, quantum: Nanos) {
+        self.groups[index].rank = rank;
+        self.groups[index].quantum = quantum;
+        if let Some(at) = self.queue.iter().position(|&waiting| waiting == index) {
+            self.queue.remove(at);
+            self.enqueue(index);
+        }
+    }
+
+    fn enqueue(&mut self, index: usize) {
+        let rank = self.groups[index].rank;
+        let at = self.queue.iter().position(|&other| self.groups[other].rank > rank);
+        self.queue.insert(at.unwrap_or(self.queue.len()), index);
+    }
+
     /// The groups are other ones from now on. Who holds a GPU keeps its gates until its group's turn is over.
     pub(crate) fn regroup(&mut self, now: Nanos, groups: Vec<(Vec<usize>, Nanos)>, world: &World) {
         self.queue.clear();
         self.groups = groups
             .into_iter()
-            .map(|(members, quantum)| Group { members, quantum, hold: Hold::None })
+            .map(|(members, quantum)| Group { members, quantum, rank: 0, hold: Hold::None })
             .collect();
-        // The first group with an open gate is the holder of its GPUs; the others give theirs back.
+        // The first group that runs is the holder of its GPUs; the others give theirs back.
         let mut taken: Vec<usize> = Vec::new();
         for index in 0..self.groups.len() {
             let gpus = self.gpus(index, world);
-            if !self.has_open(index) {
+            if !self.has_running(index) {
                 continue;
             }
             if gpus.iter().any(|gpu| taken.contains(gpu)) {
@@ -115,7 +150,7 @@ impl Lock {
     /// A client is there; its gates are open.
     pub(crate) fn joined(&mut self, process: usize, quantum: Nanos, now: Nanos, world: &World) {
         self.note_gates(process, world);
-        self.groups.push(Group { members: vec![process], quantum, hold: Hold::None });
+        self.groups.push(Group { members: vec![process], quantum, rank: 0, hold: Hold::None });
         let index = self.groups.len() - 1;
         if self.queue.is_empty() && self.free(index, world) {
             self.groups[index].hold = Hold::Holding { since: now };
@@ -293,9 +328,10 @@ impl Lock {
         waiting.find(|&other| other != index && self.gpus(other, world).iter().any(|gpu| gpus.contains(gpu)))
     }
 
-    fn has_open(&self, index: usize) -> bool {
+    /// A gate of it is not closed yet.
+    fn has_running(&self, index: usize) -> bool {
         let members = &self.groups[index].members;
-        self.gates.iter().any(|((process, _), gate)| members.contains(process) && gate.0 == Seen::Open)
+        self.gates.iter().any(|((process, _), gate)| members.contains(process) && gate.0 != Seen::Closed)
     }
 
     /// It waits for its turn, if it has work and does not have it.
@@ -303,7 +339,7 @@ impl Lock {
         let group = &self.groups[index];
         let wants = group.members.iter().any(|&member| world.processes[member].state == State::Gated);
         if wants && group.hold == Hold::None && !self.queue.contains(&index) {
-            self.queue.push_back(index);
+            self.enqueue(index);
         }
     }
 

@@ -13,7 +13,7 @@ use crate::{
     units::Nanos,
 };
 
-const LOOK_EVERY: Nanos = Nanos::seconds(5);
+pub(super) const LOOK_EVERY: Nanos = Nanos::seconds(5);
 
 /// The lock of stock nvshare with this quantum.
 pub(crate) fn stock(quantum: Nanos, handover: Engine) -> Exclusive {

@@ -3,7 +3,7 @@
 use toml::Spanned;
 
 use super::{
-    Access, Act, ClientSpec, Event, Phase, Scenario,
+    Access, Act, ClientSpec, Event, Pause, Phase, Scenario,
     file::{self, ActName, File},
 };
 use crate::{
@@ -158,6 +158,23 @@ fn clones(written: Spanned<file::Client>, gpus: &[GpuModel]) -> Result<Vec<Clien
     if client.gpu_work.0 == Nanos::ZERO || burst == Nanos::ZERO || sweep == Nanos::ZERO {
         return wrong("gpu_work, burst and sweep must be longer than 0".into());
     }
+    let pause = match (client.pause, client.pause_every) {
+        (None, None) => None,
+        (Some(length), Some(every)) if every.0 > Nanos::ZERO => {
+            let pause = Pause { length: length.0, every: every.0 };
+            let cpu = client.gpu_work.0.0 as f64 * (1.0 - duty) / duty;
+            let pauses = pause.count(client.gpu_work.0) as f64 * pause.length.0 as f64;
+            if pauses > cpu {
+                return wrong(format!(
+                    "its pauses take {:.1} s in all, but duty leaves {:.1} s to the CPU",
+                    pauses / 1e9,
+                    cpu / 1e9
+                ));
+            }
+            Some(pause)
+        }
+        _ => return wrong("pause and pause_every go together, and pause_every must be longer than 0".into()),
+    };
     let used = client.gpus.unwrap_or_else(|| vec![0]);
     let mut sorted = used.clone();
     sorted.sort_unstable();
@@ -185,6 +202,7 @@ fn clones(written: Spanned<file::Client>, gpus: &[GpuModel]) -> Result<Vec<Clien
         gpu_work: client.gpu_work.0,
         duty,
         burst,
+        pause,
         weight_milli,
         priority: client.priority.unwrap_or(0),
         gpus: sorted.clone(),

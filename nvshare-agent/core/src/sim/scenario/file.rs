@@ -57,6 +57,8 @@ pub(super) struct Client {
     pub(super) gpu_work: Time,
     pub(super) duty: Option<f64>,
     pub(super) burst: Option<Time>,
+    pub(super) pause: Option<Time>,
+    pub(super) pause_every: Option<Time>,
     pub(super) sweep: Option<Time>,
     pub(super) access: Option<AccessName>,
     pub(super) weight: Option<f64>,
