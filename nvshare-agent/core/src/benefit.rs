@@ -14,6 +14,8 @@ const MARGIN_MILLI: u64 = 1100;
 /// A rotation changes what was learned by one part in this many.
 const LEARN: u64 = 4;
 const FULL: u64 = 1000;
+/// A stall beyond this leaves too little work to tell a duty from: an error of a hundredth would decide.
+const STALL_TOLD_MILLI: u64 = 900;
 
 /// What was learned about gaps: 0 = they are lost, 1000 = they are used.
 #[derive(Debug, Default)]
@@ -40,7 +42,7 @@ impl Estimate {
 /// which it is seen using it while it is held up for `stall_milli` of that.
 pub(crate) fn duty_alone(seen_milli: u64, stall_milli: u64) -> u64 {
     let seen = seen_milli.min(FULL);
-    let work = seen * (FULL - stall_milli.min(FULL));
+    let work = seen * (FULL - stall_milli.min(STALL_TOLD_MILLI));
     let rest = (FULL - seen) * FULL;
     if work + rest == 0 { FULL } else { work * FULL / (work + rest) }
 }

@@ -74,7 +74,13 @@ impl WorkingSet {
     /// A bin of the slice under way; outside of one it is ignored.
     pub(crate) fn bin(&mut self, bin: &Use) {
         let Some(slice) = &mut self.slice else { return };
-        if bin.returned.max(bin.evicted) > STILL {
+        // What is touched for the first time comes from nowhere, and shows in what is resident alone.
+        let grown = match (slice.resident, bin.resident) {
+            (Some(before), Some(now)) => now - before,
+            (None, Some(_)) if slice.demand > Nanos::ZERO => Bytes(u64::MAX),
+            (None, Some(_)) | (_, None) => Bytes::ZERO,
+        };
+        if bin.returned.max(bin.evicted).max(grown) > STILL {
             slice.settled = Nanos::ZERO;
         } else if bin.demand {
             slice.settled += bin.interval;
