@@ -44,7 +44,7 @@ pub(crate) fn duty_alone(seen_milli: u64, stall_milli: u64) -> u64 {
     let seen = seen_milli.min(FULL);
     let work = seen * (FULL - stall_milli.min(STALL_TOLD_MILLI));
     let rest = (FULL - seen) * FULL;
-    if work + rest == 0 { FULL } else { work * FULL / (work + rest) }
+    (work * FULL).checked_div(work + rest).unwrap_or(FULL)
 }
 
 impl GapUse {

@@ -80,7 +80,7 @@ mod tests {
     #[test]
     fn weak_evidence_takes_longer() {
         let mut cusum = Cusum::default();
-        let bins = (1..).find(|_| {
+        let bins = (1..100).find(|_| {
             cusum.observe(BIN, 100, 0, true);
             cusum.alarmed()
         });

@@ -24,9 +24,9 @@ impl Engine {
         let mut holds_lower = true;
         for id in gpus {
             let Some(gpu) = self.gpus.get_mut(&id).filter(|gpu| gpu.plan.takes_turns()) else { continue };
-            let waits = wants && able && holds_lower;
-            let began = if waits { gpu.wanting.insert(job) } else { false };
-            let ended = !waits && gpu.wanting.remove(&job);
+            let here = wants && able && holds_lower;
+            let began = if here { gpu.wanting.insert(job) } else { false };
+            let ended = !here && gpu.wanting.remove(&job);
             let verdict = if exempt { gpu.exempt.insert(job) } else { gpu.exempt.remove(&job) };
             holds_lower &= gpu.turn.as_ref().is_some_and(|turn| turn.jobs.contains(&job));
             if began || ended || verdict {

@@ -2,8 +2,7 @@
 
 use super::Engine;
 use crate::{
-    id::{GpuId, JobId},
-    lease::Gate,
+    id::{ClientId, GpuId, JobId},
     member::Member,
     plan::{Rotated, Verdict},
     quantum,
@@ -166,13 +165,15 @@ impl Engine {
     }
 
     fn candidate(&self, gpu: &crate::gpu::Gpu, set: &[JobId]) -> Option<Candidate> {
-        let jobs: Vec<JobId> = set.iter().copied().filter(|job| !gpu.exempt.contains(job)).collect();
+        let answers = |job: &JobId| gpu.of_job(*job).all(|(_, member)| !member.lease.unresponsive());
+        let jobs: Vec<JobId> =
+            set.iter().copied().filter(|job| !gpu.exempt.contains(job) && answers(job)).collect();
         let wanting: Vec<(JobId, u32)> =
             jobs.iter().filter(|job| gpu.wanting.contains(job)).map(|&job| (job, gpu.weight(job))).collect();
         let members = || wanting.iter().flat_map(|&(job, _)| gpu.of_job(job)).map(|(_, member)| member);
         let priority = members().map(|member| member.priority).max()?;
-        let waiting = members().map(|member| member.waiting(self.now)).max().unwrap_or_default();
-        Some(Candidate { jobs, wanting, priority, waiting })
+        let waited = members().map(|member| member.waiting(self.now)).max().unwrap_or_default();
+        Some(Candidate { jobs, wanting, priority, waiting: waited })
     }
 
     /// The turn of a set ends, on all GPUs of its job.
@@ -249,11 +250,12 @@ impl Engine {
         }
     }
 
-    /// Lets all jobs of this GPU run together, unless some need other GPUs as well.
+    /// Lets all jobs of this GPU run together, unless some need other GPUs as well or do not answer.
     fn begin_probe(&mut self, id: GpuId, length: Nanos) {
         let Some(gpu) = self.gpus.get(&id) else { return };
         let jobs: Vec<JobId> = gpu.jobs.keys().copied().filter(|job| !gpu.exempt.contains(job)).collect();
-        if jobs.iter().any(|&job| self.gang(job).len() > 1) {
+        let silent = gpu.members.values().any(|member| member.lease.unresponsive());
+        if silent || jobs.iter().any(|&job| self.gang(job).len() > 1) {
             return;
         }
         let probe = Probe { length, evicted: Bytes::ZERO, last_returned: Bytes::ZERO };
@@ -308,16 +310,13 @@ impl Engine {
         self.span(id, jobs).into_iter().all(|id| {
             jobs.iter().any(|&job| self.holds(id, job))
                 && self.gpus.get(&id).is_some_and(|gpu| {
-                    let ungated = gpu.ungated.iter().filter_map(|client| gpu.members.get(client));
-                    ungated.into_iter().all(|member| {
-                        if jobs.contains(&member.job) {
-                            !member.lease.is_draining()
-                        } else {
-                            member.lease.gate() == Gate::Closed
-                                || member.lease.unresponsive()
-                                || gpu.exempt.contains(&member.job)
-                        }
-                    })
+                    let member = |client: &ClientId| gpu.members.get(client);
+                    let stoppable =
+                        |member: &Member| !jobs.contains(&member.job) && !gpu.exempt.contains(&member.job);
+                    let mut draining = gpu.gates.draining().filter_map(|(_, client)| member(&client));
+                    let mut open = gpu.gates.open.iter().filter_map(member);
+                    !draining.any(|member| jobs.contains(&member.job) || stoppable(member))
+                        && !open.any(stoppable)
                 })
         })
     }
