@@ -3,7 +3,8 @@
 use crate::{
     engine::{self, Config, Handover},
     input::Input,
-    output::{Mode, Output, Poll, Reason},
+    output::{Mode, Output, Poll},
+    reason::Reason,
     sim::{
         policy::{Change, Policy, Step},
         world::{Engine, World, gpu_of},
