@@ -1,5 +1,6 @@
 //! `cargo xtask simulate`: a scenario file, run on the simulated machine in accelerated time.
 
+mod calibrate;
 mod show;
 
 use std::{
@@ -20,8 +21,14 @@ use nvshare_core::{
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The scenario.
-    #[arg(value_name = "SCENARIO.toml")]
-    scenario: PathBuf,
+    #[arg(value_name = "SCENARIO.toml", required_unless_present = "calibrate")]
+    scenario: Option<PathBuf>,
+    /// Compare the model with what was measured instead: the nvshare thesis and the H100's hand-over rates.
+    #[arg(long, conflicts_with = "scenario")]
+    calibrate: bool,
+    /// With --calibrate: also search for the parameters again (minutes).
+    #[arg(long, requires = "calibrate")]
+    fit: bool,
     /// Who decides: auto, shared, exclusive:SECONDS, allocation-sum, nixie or oracle.
     #[arg(long, default_value = "auto", value_name = "POLICY")]
     policy: PolicyKind,
@@ -61,7 +68,8 @@ enum SensorsArg {
 const QUIET: Duration = Duration::from_secs(2);
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let scenario = load(&args.scenario)?;
+    let Some(path) = &args.scenario else { return calibrate::run(args.fit) };
+    let scenario = load(path)?;
     let options = Options {
         policy: args.policy,
         handover: args.handover.map(|handover| match handover {

@@ -12,6 +12,7 @@
 
 mod access;
 mod blocks;
+pub mod calibrate;
 mod card;
 mod fault;
 mod mover;

@@ -69,10 +69,6 @@ impl Card {
         self.total - self.plain
     }
 
-    pub(crate) fn resident(&self) -> u32 {
-        self.resident
-    }
-
     /// Blocks that are neither used nor promised; below zero while plain memory has taken what others hold.
     pub(crate) fn room(&self) -> i64 {
         i64::from(self.capacity()) - i64::from(self.resident) - i64::from(self.reserved)

@@ -90,6 +90,9 @@ pub(crate) struct Process {
     pub(crate) burst_end: f64,
     /// GPU work at which the next pause is due.
     pub(crate) pause_at: f64,
+    /// Pauses so far, and by how much of its length the last one was longer.
+    pauses: u64,
+    longer: f64,
     /// The phase that comes next.
     pub(crate) next_phase: usize,
     pub(crate) weight_milli: u32,
@@ -113,6 +116,8 @@ impl Process {
             work: 0.0,
             burst_end: 0.0,
             pause_at: 0.0,
+            pauses: 0,
+            longer: 0.0,
             next_phase: 0,
             weight_milli: spec.weight_milli,
             last_used: Nanos::ZERO,
@@ -141,17 +146,25 @@ impl Process {
         self.work * self.spec.gpus.len() as f64
     }
 
-    /// CPU time that precedes a burst of so much GPU work.
-    pub(crate) fn cpu_before(&mut self, burst: f64) -> Nanos {
+    /// CPU time that precedes a burst of so much GPU work. Pauses vary by `vary` of their length, in pairs that
+    /// even out.
+    pub(crate) fn cpu_before(&mut self, burst: f64, vary: f64) -> Nanos {
         let (total, duty) = (self.total(), self.spec.duty);
         let cpu = total * (1.0 - duty) / duty;
         let Some(pause) = self.spec.pause else { return Nanos((burst * cpu / total).round() as u64) };
-        let length = pause.length.0 as f64;
-        let gaps = cpu - length * pause.count(self.spec.gpu_work) as f64;
-        let mut time = burst * gaps.max(0.0) / total;
+        let (length, count) = (pause.length.0 as f64, pause.count(self.spec.gpu_work));
+        let mut time = burst * (cpu - length * count as f64).max(0.0) / total;
         while self.pause_at <= self.work {
-            time += length;
             self.pause_at += pause.every.0 as f64;
+            self.longer = if self.pauses % 2 == 1 {
+                -self.longer
+            } else if self.pauses + 1 == count {
+                0.0
+            } else {
+                vary
+            };
+            time += length * (1.0 + self.longer);
+            self.pauses += 1;
         }
         Nanos(time.round() as u64)
     }

@@ -30,6 +30,8 @@ use crate::{
 const REACHED: f64 = 0.5;
 /// Bursts vary by this share, so that equal clients do not stay in step.
 const JITTER: f64 = 0.1;
+/// Pauses vary by this share.
+const PAUSE_JITTER: f64 = 0.3;
 /// Refaults further apart than this do not belong to one episode.
 const EPISODE_GAP: Nanos = Nanos::seconds(2);
 
@@ -274,14 +276,14 @@ impl World {
 
     /// CPU work first, then the GPU's part of the burst.
     fn begin_burst(&mut self, index: usize) {
-        let vary = 1.0 + JITTER * (2.0 * self.rng.unit() - 1.0);
+        let (vary, vary_pause) = (2.0 * self.rng.unit() - 1.0, 2.0 * self.rng.unit() - 1.0);
         let process = &mut self.processes[index];
         let left = process.total() - process.work;
         if process.spec.duty >= 1.0 {
             process.burst_end = process.total();
             return self.begin_gpu_work(index);
         }
-        let mut length = process.spec.burst.0 as f64 * vary;
+        let mut length = process.spec.burst.0 as f64 * (1.0 + JITTER * vary);
         // A remainder too short to be a burst belongs to this one.
         if left - length < process.spec.burst.0 as f64 * 0.5 {
             length = left;
@@ -291,7 +293,7 @@ impl World {
             length = length.min(process.pause_at - process.work);
         }
         process.burst_end = process.work + length;
-        let until = self.now + process.cpu_before(length);
+        let until = self.now + process.cpu_before(length, PAUSE_JITTER * vary_pause);
         self.set_state(index, State::Cpu { until });
     }
 
