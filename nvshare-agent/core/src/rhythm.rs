@@ -110,6 +110,11 @@ impl Rhythm {
             && !outgrown
     }
 
+    /// How long it usually is between two bursts.
+    pub(crate) fn usual_pause(&self) -> Option<Nanos> {
+        (self.bursts >= BURSTS_MIN).then_some(self.pause)
+    }
+
     /// From one burst to the next, and the length of one.
     pub(crate) fn cycle(&self) -> (Nanos, Nanos) {
         (self.burst + self.pause, self.burst)

@@ -12,9 +12,10 @@ use crate::{
     units::{Bytes, Nanos},
 };
 
-/// An idle holder keeps the GPU for what coming back would cost, but no longer: a gap longer than this is no gap
-/// between launches.
+/// An idle holder whose gaps are not known yet keeps the GPU for what coming back would cost, but no longer.
 const IDLE_GRACE_MAX: Nanos = Nanos::millis(500);
+/// Giving the GPU away in a gap takes as many hand-overs: to whoever waits, and back.
+const GAP_HANDOVERS: u64 = 2;
 /// A holder that has not been seen running since its gate opened may have a page that is still stale.
 const START_GRACE: Nanos = Nanos::millis(500);
 /// The shortest turn that is left to a holder while somebody waits who should not.
@@ -24,6 +25,9 @@ const INTERLUDE_BURSTS: u64 = 4;
 /// A probe in which more than this share of the capacity (thousandths) was evicted, or still came in at its
 /// end, has failed.
 const PROBE_MILLI: u64 = 20;
+/// A set whose clients brought back less than this share of the capacity (thousandths) from each other may just
+/// be settling: what others left behind is evicted last, whoever comes for it.
+const MISFIT_MILLI: u64 = 250;
 
 impl Engine {
     /// Ends or drops the turn where its time has come.
@@ -85,7 +89,13 @@ impl Engine {
         }
         let jobs = || turn.jobs.iter().filter_map(|job| self.jobs.get(job)).flatten();
         let cost = jobs().filter_map(|id| self.gpus.get(id)).map(|gpu| gpu.set_cost(&turn.jobs)).max();
-        cost.unwrap_or_default().min(IDLE_GRACE_MAX)
+        let cost = cost.unwrap_or_default();
+        match members().filter_map(|member| member.rhythm.usual_pause()).min() {
+            None => cost.min(IDLE_GRACE_MAX),
+            Some(pause) if pause.0 >= cost.0.saturating_mul(GAP_HANDOVERS) => Nanos::ZERO,
+            // Work comes back before anybody else would have got somewhere; if not, that was no usual gap.
+            Some(pause) => cost.max(pause + Nanos(pause.0 / 2)),
+        }
     }
 
     fn due(&self, id: GpuId, turn: &Turn, since: Nanos) -> bool {
@@ -295,6 +305,7 @@ impl Engine {
         }
         if turn.jobs.len() > 1
             && let Some(alarm) = gpu.within.alarm()
+            && alarm.episode >= gpu.capacity.per_mille(MISFIT_MILLI)
         {
             let from = gpu.plan.mode(gpu.has_sets());
             gpu.within.reset();

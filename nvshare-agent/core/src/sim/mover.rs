@@ -83,12 +83,10 @@ impl World {
         let Some(seat) = self.seat_of(index, gpu) else { return };
         let place = &self.processes[index].seats[seat];
         let mut blocks: Vec<u32> = Vec::new();
-        if place.gate == Gate::Closed
-            && self.handover != Engine::Demand
-            && let Some(left) = &place.left
-        {
+        if place.gate == Gate::Closed && self.handover != Engine::Demand {
             let limit = usize::try_from(prefetch.0 / Bytes::BLOCK.0).unwrap_or(usize::MAX);
-            blocks.extend(left.iter().filter(|&block| !place.resident.contains(block)).take(limit));
+            let out = place.left.iter().copied().filter(|&block| !place.resident.contains(block));
+            blocks.extend(out.take(limit));
             blocks.reverse();
         }
         // What has not left yet stays.
@@ -130,8 +128,9 @@ impl World {
             }
             let place = &mut process.seats[seat];
             place.gate = Gate::Closed;
-            place.left = Some(place.resident.clone());
             let (gpu, base) = (place.gpu, place.base);
+            let held = self.cards[gpu].blocks_of(index as u32).map(|number| number - base);
+            place.left = held.collect();
             if process.state == State::Runs {
                 self.set_state(index, State::Gated);
             }

@@ -72,8 +72,8 @@ pub(crate) struct Seat {
     pub(crate) populated: Blocks,
     /// Host pages exist.
     pub(crate) hosted: Blocks,
-    /// What was resident when the gate last closed.
-    pub(crate) left: Option<Blocks>,
+    /// What was resident when the gate last closed, in the order in which it came.
+    pub(crate) left: Vec<u32>,
     pub(crate) cursor: Cursor,
     pub(crate) gate: Gate,
     pub(crate) tally: Tally,

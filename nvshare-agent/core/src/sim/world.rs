@@ -253,7 +253,7 @@ impl World {
                 resident: Blocks::new(managed),
                 populated: Blocks::new(managed),
                 hosted: Blocks::new(managed),
-                left: None,
+                left: Vec::new(),
                 cursor: Cursor::none(),
                 gate: Gate::Open,
                 tally: Tally::default(),
