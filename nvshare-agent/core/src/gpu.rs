@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
-    benefit::{Estimate, GapUse, duty_alone},
+    benefit::{Estimate, GapUse},
     detector::{Alarm, Detector},
     engine::Config,
     id::{ClientId, Epoch, JobId},
@@ -297,7 +297,7 @@ impl Gpu {
         let mut jobs: BTreeMap<JobId, u64> = BTreeMap::new();
         for member in clients.filter_map(|id| self.members.get(&id)) {
             let duty = jobs.entry(member.job).or_default();
-            *duty = (*duty + duty_alone(member.rhythm.duty_milli(), stall)).min(1000);
+            *duty = (*duty + member.rhythm.duty_milli(stall)).min(1000);
         }
         jobs.into_values().collect()
     }
