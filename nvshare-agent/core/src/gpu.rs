@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
-    benefit::{Estimate, GapUse, duty_alone},
+    benefit::{Estimate, GapUse},
     detector::{Alarm, Detector},
     engine::Config,
     id::{ClientId, Epoch, JobId},
@@ -297,7 +297,7 @@ impl Gpu {
         let mut jobs: BTreeMap<JobId, u64> = BTreeMap::new();
         for member in clients.filter_map(|id| self.members.get(&id)) {
             let duty = jobs.entry(member.job).or_default();
-            *duty = (*duty + duty_alone(member.rhythm.duty_milli(), stall)).min(1000);
+            *duty = (*duty + member.rhythm.duty_milli(stall)).min(1000);
         }
         jobs.into_values().collect()
     }
@@ -532,7 +532,7 @@ mod tests {
         gpu.plan.alarm(Nanos::ZERO);
         gpu.plan.leave_hoping(Nanos::ZERO);
         gpu.end_turns();
-        assert!(!refault(&mut gpu, 5..9), "400 MiB of 512");
-        assert!(refault(&mut gpu, 9..14));
+        assert!(!refault(&mut gpu, 5..15), "1000 MiB of 1024");
+        assert!(refault(&mut gpu, 15..16));
     }
 }
