@@ -266,6 +266,7 @@ impl World {
                 self.news.push_back(told);
             }
         }
+        self.processes[index].work_before = self.gpu_time();
         self.processes[index].last_used = self.now;
         self.alive.push(index);
         let told = self.describe_client(index);
@@ -358,8 +359,13 @@ impl World {
             self.processes[index].finish = Some(self.now);
             self.end(index, State::Done);
             self.last_finish = Some(self.now);
-            self.work_at_last_finish = self.processes.iter().map(Process::gpu_time).sum();
+            self.work_at_last_finish = self.gpu_time();
         }
+    }
+
+    /// GPU time of all clients so far.
+    pub(crate) fn gpu_time(&self) -> f64 {
+        self.processes.iter().map(Process::gpu_time).sum()
     }
 
     /// The client is gone, and with it all it held.
