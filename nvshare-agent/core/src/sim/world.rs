@@ -66,7 +66,7 @@ pub(crate) struct World {
     pub(crate) alive: Vec<usize>,
     /// What happened, for whoever decides.
     pub(crate) news: VecDeque<Input>,
-    /// Clients that came to a closed gate.
+    /// Clients that came to a closed gate, began to idle, or entered another phase.
     pub(crate) requests: Vec<usize>,
     pub(crate) handover: Engine,
     pub(crate) rng: Rng,
@@ -229,6 +229,9 @@ impl World {
         }
         if process.state == State::Gated && state != State::Gated {
             process.waits.push(self.now.since(process.waiting_since));
+        }
+        if matches!(state, State::Cpu { .. }) {
+            self.requests.push(index);
         }
         process.state = state;
         if was != is {
