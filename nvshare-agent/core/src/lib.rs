@@ -39,6 +39,5 @@ mod working_set;
 pub use engine::{Config, Engine, Handover};
 pub use id::{ClientId, Epoch, GpuId, JobId};
 pub use input::{Activity, ClientSample, Drain, GpuSample, Input, ModeOrder, Order};
-pub use output::{ClientView, GpuView, Mode, Outlook, Output, PlanChange, Poll, View};
-pub use reason::Reason;
+pub use output::{ClientView, GpuView, Mode, Outlook, Output, PlanChange, Poll, Reason, View};
 pub use units::{Bytes, Nanos};

@@ -7,9 +7,10 @@ use serde::{Deserialize, Serialize};
 use crate::{
     id::{ClientId, Epoch, GpuId},
     input::ModeOrder,
-    reason::Reason,
     units::{Bytes, Nanos},
 };
+
+pub use crate::reason::Reason;
 
 /// The answer of [`crate::Engine::poll`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
