@@ -48,7 +48,8 @@ pub(crate) trait Policy {
     /// Takes in a fact. Only policies that are said to know more than an agent can may look at the world.
     fn handle(&mut self, now: Nanos, input: Input, world: &World);
 
-    /// A client asks for the GPU. The engine learns of this by its sensors instead.
+    /// A client asks for the GPU, begins to idle or enters another phase. The engine learns of such things by its
+    /// sensors instead.
     fn requested(&mut self, _now: Nanos, _process: usize, _world: &World) {}
 
     fn poll(&mut self, world: &World) -> Step;

@@ -86,6 +86,8 @@ pub(crate) struct Process {
     pub(crate) seats: Vec<Seat>,
     /// GPU work done, in nanoseconds.
     pub(crate) work: f64,
+    /// GPU time of all clients when it started.
+    pub(crate) work_before: f64,
     /// GPU work at which the current burst ends.
     pub(crate) burst_end: f64,
     /// GPU work at which the next pause is due.
@@ -114,6 +116,7 @@ impl Process {
             state: State::Absent,
             seats: Vec::new(),
             work: 0.0,
+            work_before: 0.0,
             burst_end: 0.0,
             pause_at: 0.0,
             pauses: 0,

@@ -29,7 +29,7 @@ pub struct Report {
     pub false_detections: u64,
     /// Bytes moved, in both directions, while clients took turns.
     pub handover_bytes: u64,
-    /// Sum of GPU time ÷ (GPUs × makespan).
+    /// Sum of GPU time ÷ (GPUs × makespan). Of killed clients, what they had within that time.
     pub useful_fraction: Option<f64>,
     /// Jain's index of GPU time ÷ weight.
     pub jain: Option<f64>,
@@ -83,8 +83,10 @@ impl Switch {
 impl Report {
     pub(crate) fn of(run: Run<'_>, options: &Options) -> Self {
         let world = &run.world;
-        let starts = world.processes.iter().filter(|process| process.state != State::Killed);
-        let first = starts.map(|process| process.spec.start).min();
+        let survivors = world.processes.iter().filter(|process| process.state != State::Killed);
+        let first_started = survivors.min_by_key(|process| process.spec.start);
+        let first = first_started.map(|process| process.spec.start);
+        let before = first_started.map_or(0.0, |process| process.work_before);
         let unfinished = world.processes.iter().any(|p| !matches!(p.state, State::Done | State::Killed));
         let makespan =
             first.zip(world.last_finish).filter(|_| !unfinished).map(|(first, last)| last.since(first));
@@ -102,8 +104,9 @@ impl Report {
             detection_delay_s: delay,
             false_detections: run.false_detections,
             handover_bytes: run.handover_bytes().0,
-            useful_fraction: spanned
-                .map(|span| world.work_at_last_finish / (world.cards.len() as f64 * span.0 as f64)),
+            useful_fraction: spanned.map(|span| {
+                (world.work_at_last_finish - before) / (world.cards.len() as f64 * span.0 as f64)
+            }),
             jain: jain(&shares),
             clients: world
                 .processes

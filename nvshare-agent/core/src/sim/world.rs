@@ -66,7 +66,7 @@ pub(crate) struct World {
     pub(crate) alive: Vec<usize>,
     /// What happened, for whoever decides.
     pub(crate) news: VecDeque<Input>,
-    /// Clients that came to a closed gate.
+    /// Clients that came to a closed gate, began to idle, or entered another phase.
     pub(crate) requests: Vec<usize>,
     pub(crate) handover: Engine,
     pub(crate) rng: Rng,
@@ -230,6 +230,9 @@ impl World {
         if process.state == State::Gated && state != State::Gated {
             process.waits.push(self.now.since(process.waiting_since));
         }
+        if matches!(state, State::Cpu { .. }) {
+            self.requests.push(index);
+        }
         process.state = state;
         if was != is {
             for seat in &self.processes[index].seats {
@@ -266,6 +269,7 @@ impl World {
                 self.news.push_back(told);
             }
         }
+        self.processes[index].work_before = self.gpu_time();
         self.processes[index].last_used = self.now;
         self.alive.push(index);
         let told = self.describe_client(index);
@@ -358,8 +362,13 @@ impl World {
             self.processes[index].finish = Some(self.now);
             self.end(index, State::Done);
             self.last_finish = Some(self.now);
-            self.work_at_last_finish = self.processes.iter().map(Process::gpu_time).sum();
+            self.work_at_last_finish = self.gpu_time();
         }
+    }
+
+    /// GPU time of all clients so far.
+    pub(crate) fn gpu_time(&self) -> f64 {
+        self.processes.iter().map(Process::gpu_time).sum()
     }
 
     /// The client is gone, and with it all it held.

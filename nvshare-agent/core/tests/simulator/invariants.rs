@@ -68,7 +68,7 @@ fn check(text: &str, policy: &str, report: &Report) -> Result<(), TestCaseError>
         }
     }
     if let (Some(useful), Some(_)) = (report.useful_fraction, report.makespan_s) {
-        prop_assert!(useful <= 1.0 + 1e-9 || killed, "{policy}: {useful} of {gpus} GPUs used");
+        prop_assert!(useful <= 1.0 + 1e-6, "{policy}: {useful} of {gpus} GPUs used");
     }
     if policy == "shared" {
         prop_assert!(report.mode_switches.is_empty() && report.handover_bytes == 0);
@@ -146,5 +146,5 @@ client = "long"
     let makespan = report.makespan_s.unwrap();
     assert!((19.9..20.5).contains(&makespan), "{makespan}");
     assert_eq!(report.clients[0].finish_s, None);
-    assert!(report.useful_fraction.unwrap() <= 1.3, "{report:?}");
+    assert!((report.useful_fraction.unwrap() - 1.0).abs() < 0.02, "{report:?}");
 }

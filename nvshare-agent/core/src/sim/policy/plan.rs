@@ -137,7 +137,7 @@ fn roll_out(world: &World, plan: &Plan, until: Nanos) -> f64 {
     for card in &mut world.cards {
         card.shadow = None;
     }
-    let (began, work) = (world.now, total_work(&world));
+    let (began, work) = (world.now, world.gpu_time());
     let mut lock = knowing_lock(&world);
     carry_out(&mut lock, plan, world.now, &world);
     loop {
@@ -154,11 +154,7 @@ fn roll_out(world: &World, plan: &Plan, until: Nanos) -> f64 {
         tell(&mut world, &mut lock);
         lock.schedule(world.now, &world);
     }
-    (total_work(&world) - work) / world.now.since(began).0.max(1) as f64
-}
-
-fn total_work(world: &World) -> f64 {
-    world.processes.iter().map(Process::gpu_time).sum()
+    (world.gpu_time() - work) / world.now.since(began).0.max(1) as f64
 }
 
 fn tell(world: &mut World, lock: &mut Lock) {
