@@ -84,14 +84,12 @@ impl Rhythm {
         (self.grain + Nanos(self.grain.0 / 4)).max(IDLE_MIN).min(IDLE_MAX)
     }
 
-    /// Share of the time, in thousandths, in which the client would use the GPU if nothing held it up. Where it
-    /// was not seen unhindered, that is reckoned from how it is seen while it is held up for `stall_milli`.
+    /// Share of the time, in thousandths, in which the client would use the GPU if nothing held it up: reckoned
+    /// from how it is seen while it is held up for `stall_milli`, or as it was seen unhindered. The larger of the
+    /// two, since a client whose every burst is held up is seen unhindered in its pauses alone.
     pub(crate) fn duty_milli(&self, stall_milli: u64) -> u64 {
-        if self.calm_bins >= CALM_MIN {
-            self.calm >> 10
-        } else {
-            duty_alone(self.seen >> 10, stall_milli.min(STALL_TOLD))
-        }
+        let reckoned = duty_alone(self.seen >> 10, stall_milli.min(STALL_TOLD));
+        if self.calm_bins >= CALM_MIN { reckoned.max(self.calm >> 10) } else { reckoned }
     }
 
     /// Work came up, or came to be able to run.
