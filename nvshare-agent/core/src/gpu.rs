@@ -532,7 +532,7 @@ mod tests {
         gpu.plan.alarm(Nanos::ZERO);
         gpu.plan.leave_hoping(Nanos::ZERO);
         gpu.end_turns();
-        assert!(!refault(&mut gpu, 5..9), "400 MiB of 512");
-        assert!(refault(&mut gpu, 9..14));
+        assert!(!refault(&mut gpu, 5..15), "1000 MiB of 1024");
+        assert!(refault(&mut gpu, 15..16));
     }
 }
