@@ -25,6 +25,7 @@ mod run;
 mod scenario;
 mod sensors;
 pub mod shadow;
+mod work;
 mod world;
 
 pub use policy::PolicyKind;

@@ -38,7 +38,11 @@ pub(super) fn run(fit: bool) -> Result<()> {
         calibrate::rms(rows.iter().filter(move |row| row.published.quantum.is_some() && row.fitted == fitted))
     };
     let (fitted, checked) = (exclusive(true), exclusive(false));
-    println!("exclusive rows: rms {:.1} % where fitted, {:.1} % where checked", fitted * 100.0, checked * 100.0);
+    println!(
+        "exclusive rows: rms {:.1} % where fitted, {:.1} % where checked",
+        fitted * 100.0,
+        checked * 100.0
+    );
     let mut worst_rate = 0.0f64;
     println!("\nhand-over rates of an H100, GB/s (measured, simulated)");
     for rate in calibrate::handover_rates() {
@@ -52,7 +56,11 @@ pub(super) fn run(fit: bool) -> Result<()> {
     ensure!(checked <= EXCLUSIVE_LIMIT, "the checked exclusive rows are off by {:.1} % rms", checked * 100.0);
     for row in rows.iter().filter(|row| row.published.quantum.is_none()) {
         let factor = (row.error() + 1.0).max(1.0 / (row.error() + 1.0));
-        ensure!(factor <= FREE_LIMIT, "free sharing of {} is off by a factor {factor:.2}", row.published.workload);
+        ensure!(
+            factor <= FREE_LIMIT,
+            "free sharing of {} is off by a factor {factor:.2}",
+            row.published.workload
+        );
     }
     ensure!(worst_rate <= RATE_LIMIT, "a hand-over rate is off by {:.0} %", worst_rate * 100.0);
     Ok(())

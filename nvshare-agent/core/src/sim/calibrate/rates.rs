@@ -107,7 +107,13 @@ pub fn handover_rates() -> Vec<MeasuredRate> {
     let mut add = |path, measured, simulated| rates.push(MeasuredRate { path, measured, simulated });
     let all = Bytes(u64::MAX);
     for (engine, out_name, out_range, both_out, both_in) in [
-        (Engine::Prefetch, "push-out", (13.9, 14.6), ("push-out while the other comes", (8.7, 13.7)), (38.0, 41.0)),
+        (
+            Engine::Prefetch,
+            "push-out",
+            (13.9, 14.6),
+            ("push-out while the other comes", (8.7, 13.7)),
+            (38.0, 41.0),
+        ),
         (
             Engine::Protected,
             "protected push-out",

@@ -41,8 +41,10 @@ impl FromStr for PolicyKind {
             "oracle" => Ok(Self::Oracle),
             _ => {
                 let seconds = text.strip_prefix("exclusive:").ok_or_else(unknown)?;
-                let quantum = parse_time(&format!("{seconds} s")).map_err(|_| unknown())?;
-                if quantum < Nanos::MILLI { Err(unknown()) } else { Ok(Self::Exclusive(quantum)) }
+                match parse_time(&format!("{seconds} s")) {
+                    Ok(quantum) if quantum >= Nanos::MILLI => Ok(Self::Exclusive(quantum)),
+                    _ => Err(unknown()),
+                }
             }
         }
     }

@@ -257,7 +257,6 @@ impl Lock {
         let mut sooner = |at: Nanos| next = Some(next.map_or(at, |next| next.min(at)));
         for (index, group) in self.groups.iter().enumerate() {
             match group.hold {
-                Hold::None => {}
                 Hold::Returning { ask_again } => sooner(ask_again),
                 Hold::Holding { since } if self.contended(index, world) => {
                     sooner(since + group.quantum);
@@ -271,7 +270,7 @@ impl Lock {
                         Release::Idle(_) | Release::Known(_) => {}
                     }
                 }
-                Hold::Holding { .. } => {}
+                Hold::None | Hold::Holding { .. } => {}
             }
         }
         next.map(|at| at.max(now + Nanos(1)))

@@ -46,7 +46,8 @@ impl Nixie {
     }
 
     fn quantum(level: u32, allocated: Bytes) -> Nanos {
-        let cooldown = Nanos((u128::from(allocated.0) * 3 * 1_000_000_000 / u128::from(ASSUMED_LINK.0)) as u64);
+        let cooldown =
+            Nanos((u128::from(allocated.0) * 3 * 1_000_000_000 / u128::from(ASSUMED_LINK.0)) as u64);
         Nanos(FIRST_QUANTUM.0 << level).max(cooldown)
     }
 
@@ -73,7 +74,12 @@ impl Policy for Nixie {
         match input {
             Input::ClientJoined { client, .. } => {
                 let process = process_of(client);
-                self.lock.joined(process, Self::quantum(0, world.processes[process].spec.allocated), now, world);
+                self.lock.joined(
+                    process,
+                    Self::quantum(0, world.processes[process].spec.allocated),
+                    now,
+                    world,
+                );
             }
             Input::ClientLeft { client } => self.lock.left(process_of(client), now, world),
             Input::Revoked { .. } => self.lock.answered(now, &input, world),

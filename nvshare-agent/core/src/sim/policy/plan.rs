@@ -55,7 +55,10 @@ pub(crate) fn best(world: &World, change: Option<Nanos>) -> Plan {
             best = Some((rate, plan));
         }
     }
-    best.map_or_else(|| Plan { mode: Mode::Shared, sets: vec![clients], quantum: Nanos::seconds(30) }, |best| best.1)
+    best.map_or_else(
+        || Plan { mode: Mode::Shared, sets: vec![clients], quantum: Nanos::seconds(30) },
+        |best| best.1,
+    )
 }
 
 /// What of a client has to be on a GPU.

@@ -36,7 +36,7 @@ impl Policy for Exclusive {
         self.now = now;
         match input {
             Input::ClientJoined { client, .. } => {
-                self.lock.joined(process_of(client), self.quantum, now, world)
+                self.lock.joined(process_of(client), self.quantum, now, world);
             }
             Input::ClientLeft { client } => self.lock.left(process_of(client), now, world),
             Input::Revoked { .. } => self.lock.answered(now, &input, world),

@@ -266,14 +266,14 @@ fn event(
     let event = written.into_inner();
     let needs_client = matches!(event.act, ActName::Kill | ActName::SetWeight);
     let clients = match (&event.client, needs_client) {
-        (Some(name), true) => match find(name) {
-            Some(clients) => clients,
-            None => {
+        (Some(name), true) => {
+            let Some(clients) = find(name) else {
                 let guess =
                     nearest(name, known).map(|n| format!("; did you mean `{n}`?")).unwrap_or_default();
                 return problem(at, format!("there is no client `{name}`{guess}"));
-            }
-        },
+            };
+            clients
+        }
         (None, true) => return problem(at, "this event needs `client`, the name of the one it hits"),
         (Some(_), false) => {
             return problem(at, "stop-agent and start-agent hit no client; leave `client` out");
