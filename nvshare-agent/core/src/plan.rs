@@ -31,10 +31,9 @@ const UNDECIDED_MAX: u32 = 4;
 /// A confirmed conflict is given this many hand-over costs before anything but certainty ends it.
 const DWELL_COSTS: u64 = 10;
 const DWELL_ROTATIONS: u32 = 2;
-/// Where the shim moves memory, a rotation is left to the driver after this many; if it shows that turns are
-/// needed, the next one after twice as many, up to a bound.
+/// Where the shim moves memory and it is open whether working sets fit, this rotation is left to the driver, and
+/// again whenever there have been twice as many.
 const CERTIFY_FIRST: u32 = 8;
-const CERTIFY_MAX: u32 = 128;
 
 /// Why clients take turns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,15 +60,8 @@ struct Turns {
     quiet: u32,
     /// The last rotation brought next to nothing back.
     calm: bool,
-    /// After how many rotations one is left to the driver, and how many lie between that and the next one.
-    certify_at: u32,
-    certify_gap: u32,
-}
-
-impl Turns {
-    fn certifies(&self) -> bool {
-        self.calm || self.rotations >= self.certify_at
-    }
+    /// What is known of working sets leaves open whether they fit.
+    open: bool,
 }
 
 /// What one rotation moved.
@@ -173,12 +165,10 @@ impl Plan {
         }
     }
 
-    /// Hand-overs of this rotation are left to the driver, so that it can show whether they are needed. Sensors
-    /// that follow blocks show it anyway, and bounds can rule it out.
-    pub(crate) fn certifies(&self, bounds: Bounds, capacity: Bytes) -> bool {
-        !bounds.by_block
-            && bounds.low <= capacity
-            && matches!(self.phase, Phase::Turns(turns) if turns.certifies())
+    /// Hand-overs of this rotation are left to the driver, so that it can show whether they are needed.
+    pub(crate) fn certifies(&self) -> bool {
+        let Phase::Turns(turns) = self.phase else { return false };
+        turns.calm || (turns.open && turns.rotations >= CERTIFY_FIRST && turns.rotations.is_power_of_two())
     }
 
     /// Begins a trial.
@@ -188,9 +178,8 @@ impl Plan {
     }
 
     pub(crate) fn enter(&mut self, now: Nanos, stage: Stage) {
-        let (certify_at, certify_gap) = (CERTIFY_FIRST, CERTIFY_FIRST);
-        let turns = Turns { stage, since: now, rotations: 0, quiet: 0, calm: false, certify_at, certify_gap };
-        self.phase = Phase::Turns(turns);
+        self.phase =
+            Phase::Turns(Turns { stage, since: now, rotations: 0, quiet: 0, calm: false, open: false });
     }
 
     /// Turns end because it is certain that they are not needed, or because the operator said so.
@@ -228,10 +217,6 @@ impl Plan {
     ) -> Verdict {
         let dwell_until = self.dwell_until(cost);
         let Phase::Turns(turns) = &mut self.phase else { return Verdict::Stay };
-        if turns.certifies() && !rotated.by_shim {
-            turns.certify_gap = turns.certify_gap.saturating_mul(2).min(CERTIFY_MAX);
-            turns.certify_at = turns.rotations.saturating_add(turns.certify_gap);
-        }
         turns.rotations = turns.rotations.saturating_add(1);
         if turns.stage == Stage::Ordered {
             return Verdict::Stay;
@@ -241,6 +226,7 @@ impl Plan {
         let is_quiet = certain && rotated.moved <= capacity.per_mille(QUIET_MILLI);
         turns.quiet = if is_quiet { turns.quiet + 1 } else { 0 };
         turns.calm = rotated.known && rotated.brought <= capacity.per_mille(CONFIRM_MILLI);
+        turns.open = !bounds.by_block && bounds.low <= capacity;
         let turns = *turns;
         let dwelt = dwell_until.is_none_or(|until| now >= until)
             && (turns.stage == Stage::Provisional || turns.rotations >= DWELL_ROTATIONS);
@@ -346,7 +332,7 @@ mod tests {
         let by_shim = Rotated { by_shim: true, ..moved(Bytes::ZERO) };
         let fits = Bounds { low: Bytes::ZERO, high: Bytes::mib(100), by_block: false };
         assert_eq!(plan.rotated(Nanos::SECOND, by_shim, fits, CAPACITY, COST), Verdict::Stay);
-        assert!(plan.certifies(fits, CAPACITY), "the next one is left to the driver");
+        assert!(plan.certifies(), "the next one is left to the driver");
         let fits = Bounds { by_block: true, ..fits };
         let verdict = plan.rotated(Nanos::SECOND, by_shim, fits, CAPACITY, COST);
         assert_eq!(verdict, Verdict::LeaveQuiet { rotations: 1 });

@@ -91,7 +91,7 @@ impl Engine {
     /// Who moves memory on this GPU now.
     fn handover(&self, id: GpuId) -> Handover {
         match self.gpus.get(&id) {
-            Some(gpu) if gpu.plan.certifies(gpu.bounds(), gpu.capacity) => Handover::Demand,
+            Some(gpu) if gpu.plan.certifies() => Handover::Demand,
             Some(_) | None => self.config.handover,
         }
     }
