@@ -62,6 +62,8 @@ struct Turns {
     calm: bool,
     /// What is known of working sets leaves open whether they fit.
     open: bool,
+    /// Sensors follow every client block by block.
+    by_block: bool,
 }
 
 /// What one rotation moved.
@@ -168,7 +170,10 @@ impl Plan {
     /// Hand-overs of this rotation are left to the driver, so that it can show whether they are needed.
     pub(crate) fn certifies(&self) -> bool {
         let Phase::Turns(turns) = self.phase else { return false };
-        turns.calm || (turns.open && turns.rotations >= CERTIFY_FIRST && turns.rotations.is_power_of_two())
+        // What the shim brings back unasked may be memory that nobody uses: a trial is not judged by it.
+        let trial = turns.stage == Stage::Provisional && turns.rotations >= 1;
+        let due = turns.rotations >= CERTIFY_FIRST && turns.rotations.is_power_of_two();
+        turns.calm || (turns.open && (trial || (due && !turns.by_block)))
     }
 
     /// Begins a trial.
@@ -179,7 +184,7 @@ impl Plan {
 
     pub(crate) fn enter(&mut self, now: Nanos, stage: Stage) {
         self.phase =
-            Phase::Turns(Turns { stage, since: now, rotations: 0, quiet: 0, calm: false, open: false });
+            Phase::Turns(Turns { stage, since: now, rotations: 0, quiet: 0, calm: false, open: false, by_block: false });
     }
 
     /// Turns end because it is certain that they are not needed, or because the operator said so.
@@ -226,7 +231,8 @@ impl Plan {
         let is_quiet = certain && rotated.moved <= capacity.per_mille(QUIET_MILLI);
         turns.quiet = if is_quiet { turns.quiet + 1 } else { 0 };
         turns.calm = rotated.known && rotated.brought <= capacity.per_mille(CONFIRM_MILLI);
-        turns.open = !bounds.by_block && bounds.low <= capacity;
+        turns.open = bounds.low <= capacity;
+        turns.by_block = bounds.by_block;
         let turns = *turns;
         let dwelt = dwell_until.is_none_or(|until| now >= until)
             && (turns.stage == Stage::Provisional || turns.rotations >= DWELL_ROTATIONS);

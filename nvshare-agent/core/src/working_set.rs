@@ -58,6 +58,8 @@ pub(crate) struct Use {
     pub(crate) allocated: Bytes,
     /// Came back in this bin.
     pub(crate) returned: Bytes,
+    /// Of that, what the client itself asked for.
+    pub(crate) needed: Bytes,
     /// Was evicted in this bin.
     pub(crate) evicted: Bytes,
     /// Still out at its end.
@@ -83,7 +85,7 @@ impl WorkingSet {
         if bin.demand {
             slice.demand += bin.interval;
         }
-        slice.brought += bin.returned;
+        slice.brought += bin.needed;
         slice.lost += bin.evicted;
         slice.out = bin.out;
         slice.resident = bin.resident;
@@ -139,6 +141,7 @@ mod tests {
             demand: true,
             allocated: ALLOCATED,
             returned: Bytes::mib(returned),
+            needed: Bytes::mib(returned),
             evicted: Bytes::mib(evicted),
             out: Bytes::mib(out),
             resident: None,

@@ -29,6 +29,8 @@ pub(crate) struct Flow {
     pub(crate) evicted: Bytes,
     /// Of those in, the ones that had gone out before, by whatever cause.
     pub(crate) returned: Bytes,
+    /// Of the returned ones, those that the shim brought in unasked.
+    pub(crate) by_shim: Bytes,
     /// Refaults that turns would avoid: alone, the client would have kept these bytes.
     pub(crate) curable: Bytes,
     /// Refaults that turns would not avoid.
@@ -130,7 +132,7 @@ impl Refaults {
         if self.owed == Bytes::ZERO {
             self.capacity_low = None;
         }
-        let mut flow = Flow { bytes_in, bytes_out, evicted, returned, fits, ..Flow::default() };
+        let mut flow = Flow { bytes_in, bytes_out, evicted, returned, by_shim: own_in, fits, ..Flow::default() };
         if let (Some(curable), Some(own)) = (sample.curable, sample.self_refaulted) {
             (flow.curable, flow.own, flow.by_block) = (curable.min(bytes_in), own, true);
             return Some(flow);

@@ -33,7 +33,7 @@ struct Sums {
 
 impl Sums {
     fn add(&mut self, flow: &Flow, runs: bool) {
-        let Flow { bytes_in, bytes_out, evicted, returned, curable, own, fits, weak, by_block } = *flow;
+        let Flow { bytes_in, bytes_out, evicted, returned, by_shim: _, curable, own, fits, weak, by_block } = *flow;
         self.totals.known = true;
         self.totals.bytes_in += bytes_in;
         self.totals.bytes_out += bytes_out;
@@ -93,6 +93,7 @@ impl Gpu {
                 demand: member.demand(),
                 allocated: member.footprint(),
                 returned: flow.returned,
+                needed: flow.returned - flow.by_shim,
                 evicted: flow.evicted,
                 out: member.refaults.owed(),
                 resident: member.resident,
