@@ -168,7 +168,10 @@ impl Plan {
     /// Hand-overs of this rotation are left to the driver, so that it can show whether they are needed.
     pub(crate) fn certifies(&self) -> bool {
         let Phase::Turns(turns) = self.phase else { return false };
-        turns.calm || (turns.open && turns.rotations >= CERTIFY_FIRST && turns.rotations.is_power_of_two())
+        // What a trial must find out is what the clients need, not what they had.
+        turns.stage == Stage::Provisional
+            || turns.calm
+            || (turns.open && turns.rotations >= CERTIFY_FIRST && turns.rotations.is_power_of_two())
     }
 
     /// Begins a trial.

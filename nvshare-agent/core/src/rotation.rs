@@ -60,7 +60,7 @@ impl Rotation {
     pub(crate) fn next(&mut self, candidates: &[Candidate], quantum: Nanos) -> Option<usize> {
         let all: u64 = candidates.iter().map(Candidate::weight).sum();
         let class = |candidate: &Candidate| {
-            let lighter = (all / candidate.weight()).min(WEIGHT_RATIO_MAX).max(1);
+            let lighter = (all / candidate.weight()).clamp(1, WEIGHT_RATIO_MAX);
             let expected = quantum.0.saturating_mul(lighter).saturating_mul(AGED_ROUNDS);
             if candidate.waiting >= AGED.max(Nanos(expected)) { i32::MAX } else { candidate.priority }
         };
