@@ -47,6 +47,9 @@ pub(crate) struct Totals {
     pub(crate) bytes_out: Bytes,
     /// Refaults that turns would avoid.
     pub(crate) curable: Bytes,
+    /// Of these, what clients brought back that have more than the GPU can hold: their first turnover looks
+    /// curable whatever they do.
+    pub(crate) oversize: Bytes,
     /// Refaults that turns would not avoid.
     pub(crate) own: Bytes,
     /// Some of the curable ones are so by an uncertain classification.
@@ -73,6 +76,8 @@ pub(crate) struct Alarm {
     pub(crate) refaulted: Bytes,
     /// In the whole episode.
     pub(crate) episode: Bytes,
+    /// Most of that is of clients that have more than the GPU can hold.
+    pub(crate) oversize: bool,
     pub(crate) stall_milli: Option<u32>,
     /// Share of the time, by whatever sensor there is, in which paging holds the GPU up.
     pub(crate) held_up_milli: u32,
@@ -85,6 +90,7 @@ struct Episode {
     /// Start of the bin with the first one.
     began: Nanos,
     refaulted: Bytes,
+    oversize: Bytes,
 }
 
 #[derive(Debug, Default)]
@@ -118,7 +124,10 @@ impl Detector {
         self.cusum.observe(bin.interval, blocks(bin.curable), blocks(other), bin.weak);
         if bin.curable > Bytes::ZERO {
             let began = bin.at.since(bin.interval);
-            self.episode.get_or_insert(Episode { began, refaulted: Bytes::ZERO }).refaulted += bin.curable;
+            let fresh = Episode { began, refaulted: Bytes::ZERO, oversize: Bytes::ZERO };
+            let episode = self.episode.get_or_insert(fresh);
+            episode.refaulted += bin.curable;
+            episode.oversize += bin.oversize;
             self.last_curable = self.clock;
         } else if self.clock.since(self.last_curable) >= EXPIRY {
             self.cusum.reset();
@@ -158,6 +167,7 @@ impl Detector {
             first_refault: episode.began,
             refaulted: self.bins.iter().map(|bin| bin.curable).sum(),
             episode: episode.refaulted,
+            oversize: episode.oversize.0 > episode.refaulted.0 / 2,
             stall_milli: mean(judged().filter_map(|bin| bin.stall.sensed_milli)),
             held_up_milli: mean(stalls.into_iter()).unwrap_or(0),
             weak,

@@ -325,11 +325,12 @@ impl Gpu {
         if jobs.len() < 2
             || committed <= self.capacity.per_mille(FILL_MILLI)
             || alarm.episode < self.plan.backoff.volume(now, self.capacity)
+            || (alarm.oversize && alarm.episode <= self.capacity)
         {
             return None;
         }
         self.refresh_cost();
-        let Alarm { first_refault, refaulted, stall_milli, held_up_milli, weak, episode: _ } = alarm;
+        let Alarm { first_refault, refaulted, stall_milli, held_up_milli, weak, .. } = alarm;
         let duties = self.duties(contending.into_iter(), u64::from(held_up_milli));
         let (cost, quantum) = (self.cost_or_zero(), self.derived_quantum(config));
         let estimate = self.gaps.estimate(&duties, u64::from(held_up_milli), cost, quantum);

@@ -21,7 +21,7 @@ const DEBT_MAX: i64 = 4;
 const SAVED: i64 = 2;
 /// Whoever waits this long no longer stands behind higher classes; longer, where [`AGED_ROUNDS`] take longer.
 const AGED: Nanos = Nanos::seconds(60);
-/// Waiting for this many rounds of turns is to be expected.
+/// Waiting for this many rounds of turns, which are longer for light jobs, is to be expected.
 const AGED_ROUNDS: u64 = 2;
 
 /// A set of jobs of which some want a turn.
@@ -58,11 +58,15 @@ pub(crate) struct Rotation {
 impl Rotation {
     /// The set to run next, by its place among the candidates.
     pub(crate) fn next(&mut self, candidates: &[Candidate], quantum: Nanos) -> Option<usize> {
-        let round = quantum.0.saturating_mul(candidates.len() as u64);
-        let aged = AGED.max(Nanos(round.saturating_mul(AGED_ROUNDS)));
+        let all: u64 = candidates.iter().map(Candidate::weight).sum();
         let class = |candidate: &Candidate| {
-            if candidate.waiting >= aged { i32::MAX } else { candidate.priority }
+            let lighter = (all / candidate.weight()).clamp(1, WEIGHT_RATIO_MAX);
+            let expected = quantum.0.saturating_mul(lighter).saturating_mul(AGED_ROUNDS);
+            if candidate.waiting >= AGED.max(Nanos(expected)) { i32::MAX } else { candidate.priority }
         };
+        let first = candidates.first()?.priority;
+        let one_class = candidates.iter().all(|candidate| candidate.priority == first);
+        let class = |candidate: &Candidate| if one_class { first } else { class(candidate) };
         let top = candidates.iter().map(class).max()?;
         let mut contenders: Vec<usize> =
             (0..candidates.len()).filter(|&index| class(&candidates[index]) == top).collect();
@@ -332,6 +336,21 @@ mod tests {
         }
         let aged = Candidate { waiting: AGED, ..candidate(1, 1000) };
         assert_eq!(rotation.next(&[aged, high], QUANTUM), Some(0));
+    }
+
+    #[test]
+    fn a_light_job_among_its_equals_does_not_age() {
+        let light = Candidate { waiting: Nanos::seconds(9999), ..candidate(1, 100) };
+        let mut rotation = Rotation::default();
+        let candidates = [light, candidate(2, 900)];
+        let turns = (0..100).filter_map(|_| {
+            let index = rotation.next(&candidates, QUANTUM)?;
+            let Candidate { jobs, wanting, .. } = &candidates[index];
+            let length = rotation.turn_length(jobs, QUANTUM, Nanos::ZERO);
+            rotation.charge(wanting, length);
+            Some(index)
+        });
+        assert!(turns.filter(|&index| index == 0).count() < 25);
     }
 
     #[test]

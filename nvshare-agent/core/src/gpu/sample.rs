@@ -39,6 +39,9 @@ impl Sums {
         self.totals.bytes_out += bytes_out;
         self.totals.curable += curable;
         self.totals.own += own;
+        if !fits {
+            self.totals.oversize += curable;
+        }
         self.totals.weak |= weak && curable > Bytes::ZERO;
         let returned = if by_block { curable } else { returned };
         if fits || by_block {
