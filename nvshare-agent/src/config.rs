@@ -1,7 +1,6 @@
 //! The agent's configuration: a TOML file in which every key is optional and no other key is accepted.
 
 pub mod driver;
-pub mod quantity;
 
 use std::{
     fmt,
@@ -10,12 +9,10 @@ use std::{
     str::FromStr,
 };
 
-use nvshare_core::{Bytes, Nanos};
+use nvshare_core::{Bytes, Nanos, quantity, toml_text};
 use serde::{Deserialize, Serialize};
 
 pub use driver::DriverConfig;
-
-use self::quantity::nearest;
 
 /// The documented configuration file, whose values are the defaults.
 pub const EXAMPLE: &str = include_str!("../nvshare.toml");
@@ -62,7 +59,12 @@ impl EngineConfig {
     /// The engine's own form.
     pub fn to_core(&self) -> nvshare_core::Config {
         let Self { overhead, quantum_max, drain_within } = *self;
-        nvshare_core::Config { overhead_milli: overhead, quantum_max, drain_within }
+        nvshare_core::Config {
+            overhead_milli: overhead,
+            quantum_max,
+            drain_within,
+            ..nvshare_core::Config::default()
+        }
     }
 }
 
@@ -223,7 +225,7 @@ impl Config {
     pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
         let config: Self = toml::from_str(text).map_err(|error| {
             let at = error.span().map_or(0, |span| span.start);
-            invalid(path, text, at, explain(error.message(), table_at(text, at)))
+            invalid(path, text, at, toml_text::explain(text, at, error.message()))
         })?;
         if config.listen.max_clients == 0 || config.listen.max_clients_per_uid == 0 {
             let at = text.find("max_clients").unwrap_or(0);
@@ -234,32 +236,8 @@ impl Config {
 }
 
 fn invalid(path: &Path, text: &str, at: usize, message: String) -> ConfigError {
-    let before = text.get(..at).unwrap_or(text);
-    let line = before.matches('\n').count() + 1;
-    let column = before.rsplit('\n').next().map_or(0, |rest| rest.chars().count()) + 1;
+    let (line, column) = toml_text::place(text, at);
     ConfigError::Invalid { path: path.to_owned(), line, column, message }
-}
-
-/// The table header above `at`, for the message.
-fn table_at(text: &str, at: usize) -> Option<&str> {
-    text.get(..at)?
-        .lines()
-        .rev()
-        .map(str::trim)
-        .find(|line| line.starts_with('[') && !line.starts_with("[["))
-        .map(|line| line.split('#').next().unwrap_or(line).trim())
-}
-
-/// Says which key was meant, if the message is about an unknown one.
-fn explain(message: &str, table: Option<&str>) -> String {
-    let mut quoted = message.split('`').skip(1).step_by(2);
-    let Some(unknown) = message.starts_with("unknown field").then(|| quoted.next()).flatten() else {
-        return message.to_owned();
-    };
-    let known: Vec<&str> = quoted.collect();
-    let place = table.map(|table| format!(" in {table}")).unwrap_or_default();
-    let guess = nearest(unknown, &known).map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
-    format!("unknown key `{unknown}`{place}{guess} (known: {})", known.join(", "))
 }
 
 #[cfg(test)]

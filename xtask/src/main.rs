@@ -5,6 +5,7 @@
     reason = "talking to a person is what this program does"
 )]
 
+mod bench;
 mod cargo;
 mod demo;
 mod ebpf;
@@ -12,6 +13,7 @@ mod gpu_bench;
 mod run_agent;
 mod setup_ebpf;
 mod shim;
+mod simulate;
 mod test;
 mod vm_test;
 
@@ -32,23 +34,27 @@ struct Cli {
 enum Task {
     RunAgent(run_agent::Args),
     Demo(demo::Args),
+    Bench(bench::Args),
     GpuBench(gpu_bench::Args),
     Test(test::Args),
     Ebpf(ebpf::Args),
     SetupEbpf(setup_ebpf::Args),
     VmTest(vm_test::Args),
     Shim(shim::Args),
+    Simulate(simulate::Args),
 }
 
 fn main() -> anyhow::Result<()> {
     match Cli::parse().task {
         Task::RunAgent(args) => run_agent::run(&args),
         Task::Demo(args) => demo::run(&args),
+        Task::Bench(args) => bench::run(&args),
         Task::GpuBench(args) => gpu_bench::run(&args),
         Task::Test(args) => test::run(&args),
         Task::Ebpf(args) => ebpf::run(&args),
         Task::SetupEbpf(args) => setup_ebpf::run(&args),
         Task::VmTest(args) => vm_test::run(&args),
         Task::Shim(args) => shim::run(&args),
+        Task::Simulate(args) => simulate::run(&args),
     }
 }

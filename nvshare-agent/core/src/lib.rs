@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+mod benefit;
 mod detector;
 pub mod engine;
 mod gpu;
@@ -21,14 +22,22 @@ pub mod input;
 mod lease;
 mod member;
 pub mod output;
+mod packing;
 mod plan;
+pub mod quantity;
 mod quantum;
+mod reason;
+mod rhythm;
 mod rotation;
 mod schedule;
+pub mod sim;
+pub mod toml_text;
+mod turn;
 pub mod units;
+mod working_set;
 
-pub use engine::{Config, Engine};
+pub use engine::{Config, Engine, Handover};
 pub use id::{ClientId, Epoch, GpuId, JobId};
 pub use input::{Activity, ClientSample, Drain, GpuSample, Input, ModeOrder, Order};
-pub use output::{ClientView, GpuView, Mode, Output, PlanChange, Poll, Reason, View};
+pub use output::{ClientView, GpuView, Mode, Outlook, Output, PlanChange, Poll, Reason, View};
 pub use units::{Bytes, Nanos};

@@ -9,7 +9,6 @@ use std::{
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use nvshare_agent::{
     clock,
-    config::quantity::parse_duration,
     ctl::{
         connection::{Connection, CtlError},
         show,
@@ -17,7 +16,7 @@ use nvshare_agent::{
     driver::{PlanEvent, millis},
     operator::protocol::{ClientsReport, DoctorReport, ExplainReport, Request, StatusReport},
 };
-use nvshare_core::{GpuId, ModeOrder, Nanos};
+use nvshare_core::{GpuId, ModeOrder, Nanos, quantity::parse_duration};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
