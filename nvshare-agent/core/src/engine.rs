@@ -224,6 +224,7 @@ impl Engine {
                 let job = member.job;
                 gpu.last_drain = gpu.last_drain.max(took);
                 gpu.rotation.charge(job, took);
+                gpu.account.drained(took);
                 gpu.rotation.note_own_move(Bytes::ZERO, moved);
             }
             Answered::Failed { gave_up } => {
@@ -309,6 +310,9 @@ impl Engine {
     pub(crate) fn began_turns(&mut self, id: GpuId, reason: Reason) {
         if let Some(gpu) = self.gpus.get_mut(&id) {
             gpu.begin_turns();
+            let first_refault =
+                if let Reason::Thrash { first_refault, .. } = reason { Some(first_refault) } else { None };
+            gpu.account.began_turns(first_refault);
         }
         self.announce(id, Mode::Shared, reason);
     }
@@ -316,6 +320,7 @@ impl Engine {
     pub(crate) fn ended_turns(&mut self, id: GpuId, reason: Reason) {
         if let Some(gpu) = self.gpus.get_mut(&id) {
             gpu.end_turns();
+            gpu.account.ended_turns();
         }
         self.announce(id, Mode::Exclusive, reason);
     }

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
-    detector::{Detector, Totals},
+    account::{self, Account},
+    detector::{Detector, Totals, stall::Stall},
     engine::Config,
     id::{ClientId, GpuId, JobId},
     input::{GpuSample, ModeOrder},
@@ -56,6 +57,7 @@ pub(crate) struct Gpu {
     /// The drain that preceded the turn that is being acquired.
     pub(crate) last_drain: Nanos,
     pub(crate) last_change: Option<PlanChange>,
+    pub(crate) account: Account,
     /// When a byte counter was last readable.
     known_at: Nanos,
 }
@@ -73,6 +75,7 @@ impl Gpu {
             turn: None,
             last_drain: Nanos::ZERO,
             last_change: None,
+            account: Account::default(),
             known_at: now,
         }
     }
@@ -162,6 +165,9 @@ impl Gpu {
             ..Totals::default()
         };
         let (mut returned, mut evicted) = (Bytes::ZERO, Bytes::ZERO);
+        let turns = self.plan.takes_turns();
+        let mut making_room = false;
+        let mut refaulting = BTreeSet::new();
         let mut seen = BTreeSet::new();
         for (client, figures) in &sample.clients {
             let Some(member) = self.members.get_mut(client) else { continue };
@@ -178,6 +184,15 @@ impl Gpu {
             totals.known = true;
             totals.bytes_in += flow.bytes_in;
             totals.bytes_out += flow.bytes_out;
+            making_room |= flow.evicted > Bytes::ZERO;
+            if flow.refaulted > Bytes::ZERO {
+                refaulting.insert(*client);
+            }
+            if !flow.fits || !turns && !totals.contended {
+                member.spent.own += flow.refaulted;
+            } else if !turns {
+                member.spent.curable += flow.refaulted;
+            }
             if flow.fits {
                 totals.curable += flow.refaulted;
                 returned += flow.returned;
@@ -193,7 +208,12 @@ impl Gpu {
             self.known_at = at;
         }
         let all_known = self.members.iter().all(|(id, m)| m.managed == Bytes::ZERO || seen.contains(id));
-        if self.plan.takes_turns() {
+        let faulting = sample.clients.iter().filter(|(_, figures)| figures.gpu_faults.is_some_and(|n| n > 0));
+        if making_room {
+            refaulting.extend(faulting.map(|(client, _)| *client));
+        }
+        self.book(&totals, turns, (returned, evicted), &refaulting);
+        if turns {
             self.detector.observe_turns(&totals);
             self.rotation.note_moved(returned, evicted);
             if !all_known {
@@ -201,6 +221,42 @@ impl Gpu {
             }
         } else {
             self.detector.observe(&totals);
+        }
+    }
+
+    /// Books a bin in which these clients waited for memory.
+    fn book(
+        &mut self,
+        totals: &Totals,
+        turns: bool,
+        (returned, evicted): (Bytes, Bytes),
+        stalled: &BTreeSet<ClientId>,
+    ) {
+        let moved = totals.known.then(|| totals.bytes_in + totals.bytes_out);
+        let stall = Stall::of(totals.interval, totals.fault_busy, moved, totals.link_rate);
+        let seen = |(&client, member): (&ClientId, &Member)| {
+            let stalled = stalled.contains(&client);
+            account::Seen {
+                client,
+                demand: member.demand() || stalled,
+                working: member.demand() && member.lease.is_open() || stalled,
+                stalled,
+                calls: member.spent.calls,
+            }
+        };
+        let lost = self.account.bin(&account::Bin {
+            at: totals.at,
+            interval: totals.interval,
+            stall_milli: stall.share_milli(),
+            turns,
+            returned,
+            evicted,
+            clients: self.members.iter().map(seen).collect(),
+        });
+        for client in stalled {
+            if let Some(member) = self.members.get_mut(client) {
+                member.spent.stalled += lost;
+            }
         }
     }
 
@@ -271,6 +327,7 @@ impl Gpu {
             stall_milli: self.detector.stall_milli(),
             curable_refaults: self.detector.curable_total(),
             self_refaults: self.detector.own_total(),
+            account: self.account.view(),
             clients: self.members.iter().map(|(&client, member)| member.view(client, elapsed)).collect(),
         }
     }
@@ -316,6 +373,37 @@ mod tests {
         assert!(!refault(&mut gpu(&[Bytes::mib(400), Bytes::mib(400)]), 0..10), "they fit");
         assert!(!refault(&mut gpu(&[Bytes::gib(1), Bytes::ZERO]), 0..10), "one has no memory");
         assert!(!refault(&mut gpu(&[Bytes::gib(2), Bytes::gib(2)]), 0..10), "none fits alone");
+    }
+
+    #[test]
+    fn refaults_are_pressure_of_their_client_and_a_cold_start_is_nobodys() {
+        let figures = |bytes_in, bytes_out| ClientSample {
+            gpu_faults: Some(9),
+            bytes_in: Some(bytes_in),
+            bytes_out: Some(bytes_out),
+            ..ClientSample::default()
+        };
+        let mut gpu = gpu(&[Bytes::mib(600), Bytes::mib(600)]);
+        let mut bin = |number: u64, first: ClientSample, second: ClientSample| {
+            let clients = vec![(ClientId(0), first), (ClientId(1), second)];
+            gpu.sample(Nanos(BIN.0 * number), &GpuSample { interval: BIN, fault_busy: Some(BIN), clients });
+            let view = gpu.view(GpuId([1; 16]), Nanos::ZERO, Nanos::ZERO);
+            let pressure = view.account.pressure.unwrap();
+            let stalled = view.clients.iter().map(|client| client.stalled.as_millis());
+            (pressure.some.total.as_millis(), pressure.full.total.as_millis(), stalled.collect::<Vec<_>>())
+        };
+        let (cold, calm) = (figures(Bytes::ZERO, Bytes::ZERO), ClientSample::default());
+        assert_eq!(bin(1, cold, cold), (0, 0, vec![0, 0]), "first touches of memory that is there");
+        let lost = figures(Bytes::ZERO, Bytes::mib(50));
+        let calm = ClientSample { bytes_in: Some(Bytes::ZERO), bytes_out: Some(Bytes::ZERO), ..calm };
+        assert_eq!(bin(2, ClientSample { gpu_faults: Some(0), ..lost }, cold), (100, 0, vec![0, 100]));
+        let refault = figures(Bytes::mib(30), Bytes::ZERO);
+        assert_eq!(bin(3, refault, calm), (200, 0, vec![100, 100]));
+        assert_eq!(bin(4, figures(Bytes::mib(10), Bytes::mib(10)), lost), (300, 100, vec![200, 200]));
+        let view = gpu.view(GpuId([1; 16]), Nanos::ZERO, Nanos::ZERO);
+        let refaults: Vec<_> = view.clients.iter().map(|client| client.curable_refaults).collect();
+        assert_eq!(refaults, [Bytes::mib(40), Bytes::ZERO]);
+        assert_eq!(view.curable_refaults, Bytes::mib(40));
     }
 
     #[test]

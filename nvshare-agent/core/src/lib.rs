@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+mod account;
 mod detector;
 pub mod engine;
 mod gpu;
@@ -30,5 +31,8 @@ pub mod units;
 pub use engine::{Config, Engine};
 pub use id::{ClientId, Epoch, GpuId, JobId};
 pub use input::{Activity, ClientSample, Drain, GpuSample, Input, ModeOrder, Order};
-pub use output::{ClientView, GpuView, Mode, Output, PlanChange, Poll, Reason, View};
+pub use output::{
+    AccountView, ClientView, EffectView, GpuView, Mode, Output, PlanChange, Poll, PressureView, Reason,
+    StallView, View,
+};
 pub use units::{Bytes, Nanos};

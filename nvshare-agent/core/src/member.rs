@@ -1,6 +1,7 @@
 //! One client on one GPU.
 
 use crate::{
+    account::Spent,
     detector::{EXPIRY, refault::Refaults},
     id::{ClientId, Epoch, JobId},
     input::Activity,
@@ -28,6 +29,7 @@ pub(crate) struct Member {
     pub(crate) device: Bytes,
     pub(crate) refaults: Refaults,
     pub(crate) cost: HandoverCost,
+    pub(crate) spent: Spent,
     demand: bool,
     last_demand: Option<Nanos>,
     waiting_since: Option<Nanos>,
@@ -48,6 +50,7 @@ impl Member {
             device: Bytes::ZERO,
             refaults: Refaults::default(),
             cost: HandoverCost::default(),
+            spent: Spent::default(),
             demand: false,
             last_demand: None,
             waiting_since: None,
@@ -70,6 +73,7 @@ impl Member {
     pub(crate) fn activity(&mut self, now: Nanos, activity: &Activity) {
         self.managed = activity.managed;
         self.device = activity.device;
+        self.spent.calls = self.spent.calls.saturating_add(activity.calls);
         let inside = activity.waiting > 0 || activity.busy_threads > 0;
         let demand = match self.lease.gate() {
             Gate::Open => {
@@ -181,6 +185,10 @@ impl Member {
             granted: until(self.granted, ClientState::Running),
             waited: until(self.waited, ClientState::Waiting),
             grants: self.grants,
+            calls: self.spent.calls,
+            stalled: self.spent.stalled,
+            curable_refaults: self.spent.curable,
+            self_refaults: self.spent.own,
         }
     }
 

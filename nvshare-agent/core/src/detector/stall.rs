@@ -43,8 +43,13 @@ impl Stall {
         }
     }
 
+    /// The share by the sensor, else by the link, in thousandths.
+    pub(crate) fn share_milli(self) -> Option<u32> {
+        self.sensed_milli.or(self.link_milli).map(|milli| milli.min(1000))
+    }
+
     pub(crate) fn held_up(self) -> bool {
-        self.sensed_milli.or(self.link_milli).is_some_and(|milli| milli >= ENTER_MILLI)
+        self.share_milli().is_some_and(|milli| milli >= ENTER_MILLI)
     }
 
     pub(crate) fn extreme(self) -> bool {
