@@ -60,9 +60,13 @@ impl Watch {
         Ok(())
     }
 
-    /// All programs of a run have ended: waits until no alert says otherwise any more.
+    /// All programs of a run have ended: waits until no series and no alert says otherwise any more.
     pub(super) fn settled(&mut self, instance: &str) -> Result<()> {
         self.prometheus.wait_for_scrape(instance)?;
+        let clients = format!("{{__name__=~\"nvshare_client_.*\", client!=\"\", instance=\"{instance}\"}}");
+        wait_until("the series of clients to go", CLEARS_WITHIN, || {
+            Ok(self.prometheus.query(&clients, unix_s())?.is_empty().then_some(()))
+        })?;
         wait_until("the thrash alert to clear", CLEARS_WITHIN, || {
             Ok(self.prometheus.query(THRASHING, unix_s())?.is_empty().then_some(()))
         })
@@ -153,10 +157,6 @@ impl Watch {
             in_turns > 1.5 * in_thrash,
             "{in_turns:.1} calls per second in turns, {in_thrash:.1} in thrash"
         );
-
-        let clients =
-            self.range("nvshare_client_state{instance=\"auto\"}", (auto.settled_s, auto.settled_s))?;
-        ensure!(clients.is_empty(), "clients that have left are still shown: {clients:?}");
         eprintln!(
             "   Prometheus: {:.0} % of the thrash were lost to paging, {:.0} % of the turns; clients got {gain:.1} times as much done",
             before * 1e2,
