@@ -110,7 +110,7 @@ impl State {
             clients: c.gauge("nvshare_scheduler_clients", "Clients by state: running, idle, draining, waiting or parked.", &["gpu", "state"])?,
             quantum: c.float("nvshare_scheduler_quantum_seconds", "The quantum in force; absent while shared.", &["gpu"])?,
             handover_cost: c.float("nvshare_handover_cost_seconds", "Measured cost of a hand-over, of the client with the highest; absent before one was measured.", &["gpu"])?,
-            handover_seconds: c.seconds("nvshare_handover_seconds_total", "Time of hand-overs, by phase: drain (work in flight ends) or refill (memory comes back).", &["gpu", "phase"])?,
+            handover_seconds: c.seconds("nvshare_handover_seconds_total", "Time of hand-overs, by phase: drain (work in flight ends; of all clients that are stopped) or refill (memory comes back).", &["gpu", "phase"])?,
             handover_bytes: c.counter("nvshare_handover_bytes_total", "Bytes that came back (in) or went out (out) while clients took turns.", &["gpu", "direction"])?,
             client_states: c.gauge("nvshare_client_state", "1 for the state of a client: running, idle, draining, waiting or parked.", &["gpu", "client", "state"])?,
             client_memory: c.gauge("nvshare_client_memory_bytes", "Memory of a client by kind: managed or device.", &["gpu", "client", "kind"])?,

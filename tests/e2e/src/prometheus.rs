@@ -1,6 +1,7 @@
 //! A real Prometheus that scrapes real agents, with the shipped rules, and `promtool`.
 
 use std::{
+    fmt::Write as _,
     fs,
     io::{Read as _, Write as _},
     net::{TcpListener, TcpStream},
@@ -206,7 +207,8 @@ fn escaped(text: &str) -> String {
         if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
             escaped.push(char::from(byte));
         } else {
-            escaped.push_str(&format!("%{byte:02X}"));
+            // Writing to a String does not fail.
+            let _ = write!(escaped, "%{byte:02X}");
         }
         escaped
     })

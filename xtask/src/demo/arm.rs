@@ -93,7 +93,7 @@ impl Arm {
             watch.scrape(policy.instance(), &agent)?;
         }
         let events = agent.events()?;
-        let mut moments = Moments { start_s: unix_s(), ..Moments::default() };
+        let mut moments = Moments { start: unix_s(), ..Moments::default() };
         let mut telling = Telling { start_ms: monotonic_ms(), detected_ms: None, switches: Vec::new() };
         let start = |name, gpu_work| {
             Workload::start(binaries, &simulator, Some(agent.run_dir()), dir, &program(name, gpu_work))
@@ -108,7 +108,7 @@ impl Arm {
         })?;
         ensure!(telling.switches.is_empty(), "the plan changed although a and b fit");
         clients.push(start("c", "1500ms")?);
-        moments.third_s = unix_s();
+        moments.third = unix_s();
         telling.say("c starts; together they need more than the card has");
 
         let deadline_ms = limit.map(|limit| telling.start_ms + limit.as_secs_f64() * 1e3);
@@ -132,7 +132,7 @@ impl Arm {
         let end_ms =
             if all_done { ended_ms.iter().flatten().copied().fold(0.0, f64::max) } else { monotonic_ms() };
 
-        moments.end_s = unix_s();
+        moments.end = unix_s();
         let mut endings = Vec::new();
         if all_done {
             for client in &mut clients {
@@ -152,7 +152,7 @@ impl Arm {
         if let Some(watch) = watch.as_mut() {
             watch.settled(policy.instance())?;
         }
-        moments.settled_s = unix_s();
+        moments.settled = unix_s();
         Ok(Self {
             makespan_s: (end_ms - telling.start_ms) / 1e3,
             stopped: !all_done,

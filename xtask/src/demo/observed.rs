@@ -25,13 +25,13 @@ const THRASHING: &str = "ALERTS{alertname=\"NvshareThrashing\"}";
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub(super) struct Moments {
     /// The first program started.
-    pub(super) start_s: f64,
+    pub(super) start: f64,
     /// The third joined.
-    pub(super) third_s: f64,
+    pub(super) third: f64,
     /// The last ended, or was stopped.
-    pub(super) end_s: f64,
+    pub(super) end: f64,
     /// The plan had settled.
-    pub(super) settled_s: f64,
+    pub(super) settled: f64,
 }
 
 /// The Prometheus that watches.
@@ -74,7 +74,7 @@ impl Watch {
 
     /// Holds everything that was asked against the story.
     pub(super) fn verdict(&self, auto: &Moments, shared: &Moments, save: Option<&PathBuf>) -> Result<()> {
-        let span = (auto.start_s, shared.settled_s);
+        let span = (auto.start, shared.settled);
         let sees_causes =
             !self.range("nvshare_sensor_attached{sensor=\"uvm-kprobe\"} == 1", span)?.is_empty();
         let mut answers = BTreeMap::new();
@@ -108,10 +108,10 @@ impl Watch {
     }
 
     fn story(&self, auto: &Moments, shared: &Moments) -> Result<()> {
-        let turns = (auto.third_s, auto.end_s);
-        let thrash = (shared.third_s + 2.0, shared.end_s);
+        let turns = (auto.third, auto.end);
+        let thrash = (shared.third + 2.0, shared.end);
         let pressure = "rate(nvshare_gpu_memory_pressure_seconds_total{kind=\"some\"}[3s])";
-        let (calm, worst) = (self.highest(pressure, "auto", (auto.start_s, auto.third_s))?, 0.05);
+        let (calm, worst) = (self.highest(pressure, "auto", (auto.start, auto.third))?, 0.05);
         ensure!(calm <= worst, "while a and b fit, {calm:.2} of the time was pressure");
         let stalled = self.highest(pressure, "shared", thrash)?;
         ensure!(stalled >= 0.25, "thrash that is not cured shows as a pressure of only {stalled:.2}");
@@ -122,21 +122,18 @@ impl Watch {
             let query = format!(
                 "ALERTS{{alertname=\"NvshareThrashing\", alertstate=\"firing\", instance=\"{instance}\"}}"
             );
-            self.range(&query, (auto.start_s, shared.settled_s))
+            self.range(&query, (auto.start, shared.settled))
         };
         ensure!(firing("auto")?.is_empty(), "the thrash alert fired although nvshare took turns");
         let fired = firing("shared")?;
         let first = fired.iter().flat_map(|series| &series.samples).map(|(at, _)| *at).reduce(f64::min);
         let first = first.context("the thrash alert did not fire while clients were always shared")?;
-        ensure!(first > shared.third_s, "the thrash alert fired before there was any thrash");
+        ensure!(first > shared.third, "the thrash alert fired before there was any thrash");
 
         let exclusive = "nvshare_plan_mode{mode=\"exclusive\"}";
         ensure!(self.highest(exclusive, "auto", turns)? >= 1.0, "Prometheus saw no turns");
-        ensure!(
-            self.highest(exclusive, "auto", (auto.settled_s, auto.settled_s))? <= 0.0,
-            "turns never ended"
-        );
-        let last = |query: &str| self.highest(query, "auto", (auto.settled_s, auto.settled_s));
+        ensure!(self.highest(exclusive, "auto", (auto.settled, auto.settled))? <= 0.0, "turns never ended");
+        let last = |query: &str| self.highest(query, "auto", (auto.settled, auto.settled));
         let (before, during) = (
             last("nvshare_plan_effect_stall_ratio{when=\"before\"}")?,
             last("nvshare_plan_effect_stall_ratio{when=\"during\"}")?,
