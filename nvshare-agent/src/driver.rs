@@ -106,6 +106,10 @@ impl From<PlanChange> for PlanEvent {
             Reason::ThrashConfirmed { .. }
             | Reason::Fits { .. }
             | Reason::EvictionFree { .. }
+            | Reason::WorkingSetsFit { .. }
+            | Reason::ProbeHeld { .. }
+            | Reason::Repacked { .. }
+            | Reason::SetMisfit { .. }
             | Reason::Alone
             | Reason::Blind
             | Reason::Operator { .. } => (None, false),

@@ -5,6 +5,7 @@
     reason = "talking to a person is what this program does"
 )]
 
+mod bench;
 mod cargo;
 mod demo;
 mod ebpf;
@@ -32,6 +33,7 @@ struct Cli {
 enum Task {
     RunAgent(run_agent::Args),
     Demo(demo::Args),
+    Bench(bench::Args),
     GpuBench(gpu_bench::Args),
     Test(test::Args),
     Ebpf(ebpf::Args),
@@ -44,6 +46,7 @@ fn main() -> anyhow::Result<()> {
     match Cli::parse().task {
         Task::RunAgent(args) => run_agent::run(&args),
         Task::Demo(args) => demo::run(&args),
+        Task::Bench(args) => bench::run(&args),
         Task::GpuBench(args) => gpu_bench::run(&args),
         Task::Test(args) => test::run(&args),
         Task::Ebpf(args) => ebpf::run(&args),

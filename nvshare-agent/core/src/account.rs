@@ -10,15 +10,16 @@
 
 use crate::{
     id::ClientId,
-    output::AccountView,
     units::{Bytes, Nanos},
 };
 
 mod effect;
 mod pressure;
+pub(crate) mod view;
 
 use effect::Effect;
 use pressure::Pressure;
+use view::AccountView;
 
 /// One bin of a GPU, classified.
 #[derive(Debug, Default)]

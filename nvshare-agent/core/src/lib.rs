@@ -14,6 +14,7 @@
 #![deny(missing_docs)]
 
 mod account;
+mod benefit;
 mod detector;
 pub mod engine;
 mod gpu;
@@ -22,17 +23,22 @@ pub mod input;
 mod lease;
 mod member;
 pub mod output;
+mod packing;
 mod plan;
 mod quantum;
+mod reason;
+mod rhythm;
 mod rotation;
 mod schedule;
+mod turn;
 pub mod units;
+mod working_set;
 
-pub use engine::{Config, Engine};
+pub use engine::{Config, Engine, Handover};
 pub use id::{ClientId, Epoch, GpuId, JobId};
 pub use input::{Activity, ClientSample, Drain, GpuSample, Input, ModeOrder, Order};
 pub use output::{
-    AccountView, ClientView, EffectView, GpuView, Mode, Output, PlanChange, Poll, PressureView, Reason,
-    StallView, View,
+    AccountView, ClientView, EffectView, GpuView, Mode, Outlook, Output, PlanChange, Poll, PressureView,
+    Reason, StallView, View,
 };
 pub use units::{Bytes, Nanos};

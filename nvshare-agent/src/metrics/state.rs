@@ -31,12 +31,24 @@ pub struct Snapshot<'a> {
 }
 
 /// The reasons of changes of plan, as labels.
-const REASONS: [&str; 7] =
-    ["thrash", "thrash_confirmed", "fits", "eviction_free", "alone", "blind", "operator"];
-/// The changes of plan that there can be without sets: the mode that follows, and its reasons.
+const REASONS: [&str; 11] = [
+    "thrash",
+    "thrash_confirmed",
+    "fits",
+    "eviction_free",
+    "working_sets_fit",
+    "probe_held",
+    "repacked",
+    "set_misfit",
+    "alone",
+    "blind",
+    "operator",
+];
+/// The changes of plan that there can be: the mode that follows, and its reasons.
 pub(super) const CHANGES: &[(&str, &[&str])] = &[
-    ("exclusive", &["thrash", "thrash_confirmed", "operator"]),
-    ("shared", &["fits", "eviction_free", "alone", "blind", "operator"]),
+    ("exclusive", &["thrash", "thrash_confirmed", "repacked", "set_misfit", "operator"]),
+    ("sets", &["thrash", "thrash_confirmed", "repacked", "set_misfit", "operator"]),
+    ("shared", &["fits", "eviction_free", "working_sets_fit", "probe_held", "alone", "blind", "operator"]),
 ];
 const ORDERS: [(ModeOrder, &str); 3] =
     [(ModeOrder::Auto, "auto"), (ModeOrder::Shared, "shared"), (ModeOrder::Exclusive, "exclusive")];
@@ -48,9 +60,13 @@ pub(super) const fn reason(reason: &Reason) -> &'static str {
         Reason::ThrashConfirmed { .. } => REASONS[1],
         Reason::Fits { .. } => REASONS[2],
         Reason::EvictionFree { .. } => REASONS[3],
-        Reason::Alone => REASONS[4],
-        Reason::Blind => REASONS[5],
-        Reason::Operator { .. } => REASONS[6],
+        Reason::WorkingSetsFit { .. } => REASONS[4],
+        Reason::ProbeHeld { .. } => REASONS[5],
+        Reason::Repacked { .. } => REASONS[6],
+        Reason::SetMisfit { .. } => REASONS[7],
+        Reason::Alone => REASONS[8],
+        Reason::Blind => REASONS[9],
+        Reason::Operator { .. } => REASONS[10],
     }
 }
 
@@ -58,6 +74,7 @@ pub(super) const fn reason(reason: &Reason) -> &'static str {
 pub(super) struct State {
     capacity: IntGaugeVec,
     committed: IntGaugeVec,
+    working_sets: IntGaugeVec,
     refaulted: IntCounterVec,
     pressure: GaugeVec,
     pressure_seconds: CounterVec,
@@ -67,15 +84,20 @@ pub(super) struct State {
     order: IntGaugeVec,
     reason: IntGaugeVec,
     changed: GaugeVec,
+    reckoned: GaugeVec,
+    sets: IntGaugeVec,
     effect_stall: GaugeVec,
     gain: GaugeVec,
     clients: IntGaugeVec,
     quantum: GaugeVec,
     handover_cost: GaugeVec,
+    handover_expected: GaugeVec,
     handover_seconds: CounterVec,
     handover_bytes: IntCounterVec,
     client_states: IntGaugeVec,
     client_memory: IntGaugeVec,
+    client_working_set: IntGaugeVec,
+    client_interactive: IntGaugeVec,
     client_weight: GaugeVec,
     client_seconds: CounterVec,
     client_stalled: CounterVec,
@@ -96,6 +118,7 @@ impl State {
         Ok(Self {
             capacity: c.gauge("nvshare_gpu_capacity_bytes", "What managed memory can use: total less the driver's reserve and plain allocations.", &["gpu"])?,
             committed: c.gauge("nvshare_gpu_committed_bytes", "Managed memory allocated by all clients.", &["gpu"])?,
+            working_sets: c.gauge("nvshare_gpu_working_set_bytes", "Managed memory that clients with work use, at least (low) and at most (high).", &["gpu", "bound"])?,
             refaulted: c.counter("nvshare_uvm_refaulted_bytes_total", "Bytes brought back, by whether taking turns would have avoided it (curable) or not (own).", &["gpu", "kind"])?,
             pressure: c.float("nvshare_gpu_memory_pressure_ratio", "Share of time in which some or all (full) clients with work waited for memory, averaged over a window: 10s, 60s or 300s.", &["gpu", "kind", "window"])?,
             pressure_seconds: c.seconds("nvshare_gpu_memory_pressure_seconds_total", "Time in which some or all (full) clients with work waited for memory.", &["gpu", "kind"])?,
@@ -103,17 +126,22 @@ impl State {
             stall: c.float("nvshare_fault_stall_ratio", "Share of the detector's window in which faults were being served.", &["gpu"])?,
             mode: c.gauge("nvshare_plan_mode", "1 for the mode in force: shared, sets or exclusive.", &["gpu", "mode"])?,
             order: c.gauge("nvshare_plan_order", "1 for what the operator ordered: auto, shared or exclusive.", &["gpu", "order"])?,
-            reason: c.gauge("nvshare_plan_reason", "1 for the reason of the last change of plan: thrash, thrash_confirmed, fits, eviction_free, alone, blind or operator.", &["gpu", "reason"])?,
+            reason: c.gauge("nvshare_plan_reason", "1 for the reason of the last change of plan: thrash, thrash_confirmed, fits, eviction_free, working_sets_fit, probe_held, repacked, set_misfit, alone, blind or operator.", &["gpu", "reason"])?,
             changed: c.float("nvshare_plan_last_change_timestamp_seconds", "When the plan last changed; absent before it did.", &["gpu"])?,
+            reckoned: c.float("nvshare_plan_reckoned_useful_ratio", "Share of the time in which the GPU was last reckoned to be of use, side by side (shared) and in turns.", &["gpu", "plan"])?,
+            sets: c.gauge("nvshare_plan_sets", "Sets of clients that run together; 1 while shared.", &["gpu"])?,
             effect_stall: c.float("nvshare_plan_effect_stall_ratio", "Share of time in which some client waited for memory, in the thrash before the last turns and during them; absent before there were any.", &["gpu", "when"])?,
             gain: c.float("nvshare_plan_effect_gain_ratio", "Progress of clients in the last turns that thrash led to, waiting included, as a multiple of that in the thrash; a lower bound.", &["gpu"])?,
             clients: c.gauge("nvshare_scheduler_clients", "Clients by state: running, idle, draining, waiting or parked.", &["gpu", "state"])?,
             quantum: c.float("nvshare_scheduler_quantum_seconds", "The quantum in force; absent while shared.", &["gpu"])?,
             handover_cost: c.float("nvshare_handover_cost_seconds", "Measured cost of a hand-over, of the client with the highest; absent before one was measured.", &["gpu"])?,
+            handover_expected: c.float("nvshare_handover_expected_cost_seconds", "What a hand-over is taken to cost: as measured, or by the link's rate before that.", &["gpu"])?,
             handover_seconds: c.seconds("nvshare_handover_seconds_total", "Time of hand-overs, by phase: drain (work in flight ends; of all clients that are stopped) or refill (memory comes back).", &["gpu", "phase"])?,
             handover_bytes: c.counter("nvshare_handover_bytes_total", "Bytes that came back (in) or went out (out) while clients took turns.", &["gpu", "direction"])?,
             client_states: c.gauge("nvshare_client_state", "1 for the state of a client: running, idle, draining, waiting or parked.", &["gpu", "client", "state"])?,
             client_memory: c.gauge("nvshare_client_memory_bytes", "Memory of a client by kind: managed or device.", &["gpu", "client", "kind"])?,
+            client_working_set: c.gauge("nvshare_client_working_set_bytes", "Managed memory that a client uses, at least (low) and at most (high).", &["gpu", "client", "bound"])?,
+            client_interactive: c.gauge("nvshare_client_interactive", "1 for a client that uses the GPU shortly and seldom.", &["gpu", "client"])?,
             client_weight: c.float("nvshare_client_weight_ratio", "Share of a client as a multiple of the default.", &["gpu", "client"])?,
             client_seconds: c.seconds("nvshare_client_work_seconds_total", "Time in which a client had work, by whether it was granted the GPU or waited for its turn.", &["gpu", "client", "state"])?,
             client_stalled: c.seconds("nvshare_client_stalled_seconds_total", "Time in which a client waited for memory.", &["gpu", "client"])?,
@@ -161,6 +189,12 @@ impl State {
             stall_milli,
             curable_refaults,
             self_refaults,
+            expected_cost,
+            sets: _,
+            holders: _,
+            working_sets,
+            reckoned_milli: _,
+            outlook: _,
             account,
             clients,
         } = gpu;
@@ -168,12 +202,16 @@ impl State {
             self.capacity.with_label_values(&[id]).set(capacity.0 as i64);
         }
         self.committed.with_label_values(&[id]).set(committed.0 as i64);
+        for (bound, bytes) in [("low", working_sets.0), ("high", working_sets.1)] {
+            self.working_sets.with_label_values(&[id, bound]).set(bytes.0 as i64);
+        }
         self.refaulted.with_label_values(&[id, "curable"]).inc_by(curable_refaults.0);
         self.refaulted.with_label_values(&[id, "own"]).inc_by(self_refaults.0);
         self.score.with_label_values(&[id]).set(f64::from(*score_milli) / 1e3);
         set(&self.stall, &[id], stall_milli.map(|milli| f64::from(milli) / 1e3));
         set(&self.quantum, &[id], quantum.map(Nanos::as_secs_f64));
         set(&self.handover_cost, &[id], handover_cost.map(Nanos::as_secs_f64));
+        set(&self.handover_expected, &[id], expected_cost.map(Nanos::as_secs_f64));
         for state in ClientState::ALL {
             let count = clients.iter().filter(|client| client.state == state).count();
             self.clients.with_label_values(&[id, state.as_str()]).set(count as i64);
@@ -214,6 +252,12 @@ impl State {
             let holds = last.is_some_and(|change| reason(&change.reason) == label);
             self.reason.with_label_values(&[id, label]).set(holds.into());
         }
+        self.sets.with_label_values(&[id]).set(gpu.sets.len() as i64);
+        if let Some((shared, turns)) = gpu.reckoned_milli {
+            for (plan, milli) in [("shared", shared), ("turns", turns)] {
+                self.reckoned.with_label_values(&[id, plan]).set(f64::from(milli) / 1e3);
+            }
+        }
         set(&self.changed, &[id], last.map(|change| clock_origin_s + change.at.as_secs_f64()));
     }
 
@@ -227,6 +271,9 @@ impl State {
             granted,
             waited,
             grants,
+            working_set_low,
+            working_set_high,
+            interactive,
             calls,
             stalled,
             curable_refaults,
@@ -239,6 +286,10 @@ impl State {
         for (kind, bytes) in [("managed", managed), ("device", device)] {
             self.client_memory.with_label_values(&[id, name, kind]).set(bytes.0 as i64);
         }
+        for (bound, bytes) in [("low", working_set_low), ("high", working_set_high)] {
+            self.client_working_set.with_label_values(&[id, name, bound]).set(bytes.0 as i64);
+        }
+        self.client_interactive.with_label_values(&[id, name]).set((*interactive).into());
         self.client_weight.with_label_values(&[id, name]).set(f64::from(*weight_milli) / 1e3);
         for (state, time) in [("granted", granted), ("waiting", waited)] {
             self.client_seconds.with_label_values(&[id, name, state]).inc_by(time.as_secs_f64());
@@ -287,6 +338,7 @@ impl State {
         let Self {
             capacity,
             committed,
+            working_sets,
             refaulted,
             pressure,
             pressure_seconds,
@@ -296,15 +348,20 @@ impl State {
             order,
             reason,
             changed,
+            reckoned,
+            sets,
             effect_stall,
             gain,
             clients,
             quantum,
             handover_cost,
+            handover_expected,
             handover_seconds,
             handover_bytes,
             client_states,
             client_memory,
+            client_working_set,
+            client_interactive,
             client_weight,
             client_seconds,
             client_stalled,
@@ -319,14 +376,36 @@ impl State {
             sensor_runs,
             sensor_seconds,
         } = self;
-        for family in
-            [capacity, committed, mode, order, reason, clients, client_states, client_memory, sensor_attached]
-        {
+        for family in [
+            capacity,
+            committed,
+            working_sets,
+            mode,
+            order,
+            reason,
+            sets,
+            clients,
+            client_states,
+            client_memory,
+            client_working_set,
+            client_interactive,
+            sensor_attached,
+        ] {
             family.reset();
         }
-        for family in
-            [pressure, score, stall, changed, effect_stall, gain, quantum, handover_cost, client_weight]
-        {
+        for family in [
+            pressure,
+            score,
+            stall,
+            changed,
+            reckoned,
+            effect_stall,
+            gain,
+            quantum,
+            handover_cost,
+            handover_expected,
+            client_weight,
+        ] {
             family.reset();
         }
         for family in [

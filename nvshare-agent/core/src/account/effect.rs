@@ -10,8 +10,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::Bin;
-use crate::{id::ClientId, output::EffectView, units::Nanos};
+use super::{Bin, view::EffectView};
+use crate::{id::ClientId, units::Nanos};
 
 /// Of the time before a change, at most this much is kept.
 const KEPT: Nanos = Nanos::seconds(2);

@@ -7,10 +7,8 @@
 //! An average follows a bin of length t by t ÷ (window + t) of the difference, in whole billionths, so that it
 //! is the same on every machine.
 
-use crate::{
-    output::{PressureView, StallView},
-    units::Nanos,
-};
+use super::view::{PressureView, StallView};
+use crate::units::Nanos;
 
 const WINDOWS: [Nanos; 3] = [Nanos::seconds(10), Nanos::seconds(60), Nanos::seconds(300)];
 const BILLION: i128 = 1_000_000_000;
