@@ -2,7 +2,11 @@
 //!
 //! A small world is played once to get the inputs; then they are replayed to a fresh engine, and only that is
 //! timed. Run it with `cargo xtask bench engine [--json]`.
-#![expect(clippy::print_stdout, reason = "reporting is what this program does")]
+#![expect(
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    reason = "measuring and reporting is what this program does"
+)]
 
 use std::time::{Duration, Instant};
 

@@ -231,7 +231,7 @@ impl Engine {
     /// Whoever is held back gets an open gate, so that it meets the driver's error instead of waiting.
     fn gpu_gone(&mut self, id: GpuId) {
         let Some(mut gpu) = self.gpus.remove(&id) else { return };
-        for client in std::mem::take(&mut gpu.shut) {
+        for client in gpu.gates.shut.clone() {
             if let Some(epoch) = gpu.grant(client, self.now, Nanos::ZERO, false) {
                 self.outbox.push_back(Output::Grant { client, gpu: id, epoch, prefetch: Bytes::ZERO });
             }

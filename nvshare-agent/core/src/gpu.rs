@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     account::Account,
-    benefit::{Estimate, GapUse, duty_alone},
+    benefit::{Estimate, GapUse},
     detector::{Alarm, Detector},
     engine::Config,
     id::{ClientId, Epoch, JobId},
@@ -21,8 +21,12 @@ use crate::{
     units::{Bytes, Nanos},
 };
 
+pub(crate) mod felt;
+mod gates;
 mod sample;
 mod view;
+
+use gates::Gates;
 
 /// An automatic decision to take turns is withdrawn when no byte counter was readable for this long.
 const BLIND_AFTER: Nanos = Nanos::seconds(10);
@@ -66,9 +70,7 @@ pub(crate) struct Gpu {
     pub(crate) wanting: BTreeSet<JobId>,
     /// Jobs that cannot be revoked.
     pub(crate) exempt: BTreeSet<JobId>,
-    /// Clients whose gate is not closed, and those whose gate is not open.
-    pub(crate) ungated: BTreeSet<ClientId>,
-    pub(crate) shut: BTreeSet<ClientId>,
+    pub(crate) gates: Gates,
     /// When this GPU must be looked at again.
     pub(crate) wake: Option<Nanos>,
     pub(crate) committed: Bytes,
@@ -108,8 +110,7 @@ impl Gpu {
             account: Account::default(),
             wanting: BTreeSet::new(),
             exempt: BTreeSet::new(),
-            ungated: BTreeSet::new(),
-            shut: BTreeSet::new(),
+            gates: Gates::default(),
             wake: None,
             committed: Bytes::ZERO,
             jobs_with_memory: 0,
@@ -128,7 +129,7 @@ impl Gpu {
         let job = member.job;
         self.jobs.entry(job).or_default().clients.push(client);
         self.members.insert(client, member);
-        self.ungated.insert(client);
+        self.index_gate(client);
         if self.plan.takes_turns() && !self.sets.iter().any(|set| set.contains(&job)) {
             self.sets.push(vec![job]);
         }
@@ -137,8 +138,7 @@ impl Gpu {
     /// Takes a client out; true if it was the last of its job.
     pub(crate) fn remove(&mut self, client: ClientId) -> bool {
         let Some(member) = self.members.remove(&client) else { return false };
-        self.ungated.remove(&client);
-        self.shut.remove(&client);
+        self.gates.forget(client);
         self.memory_changed(member.job, (member.managed, member.footprint()), (Bytes::ZERO, Bytes::ZERO));
         let Some(here) = self.jobs.get_mut(&member.job) else { return false };
         here.clients.retain(|&other| other != client);
@@ -182,17 +182,7 @@ impl Gpu {
     /// Brings the index of gates in line with a client's lease.
     pub(crate) fn index_gate(&mut self, client: ClientId) {
         let Some(member) = self.members.get(&client) else { return };
-        let (open, draining) = (member.lease.is_open(), member.lease.is_draining());
-        if open {
-            self.shut.remove(&client)
-        } else {
-            self.shut.insert(client)
-        };
-        if open || draining {
-            self.ungated.insert(client)
-        } else {
-            self.ungated.remove(&client)
-        };
+        self.gates.note(client, &member.lease);
     }
 
     pub(crate) fn grant(
@@ -311,7 +301,7 @@ impl Gpu {
         let mut jobs: BTreeMap<JobId, u64> = BTreeMap::new();
         for member in clients.filter_map(|id| self.members.get(&id)) {
             let duty = jobs.entry(member.job).or_default();
-            *duty = (*duty + duty_alone(member.rhythm.duty_milli(), stall)).min(1000);
+            *duty = (*duty + member.rhythm.duty_milli(stall)).min(1000);
         }
         jobs.into_values().collect()
     }
@@ -580,7 +570,7 @@ mod tests {
         gpu.plan.alarm(Nanos::ZERO);
         gpu.plan.leave_hoping(Nanos::ZERO);
         gpu.end_turns();
-        assert!(!refault(&mut gpu, 5..9), "400 MiB of 512");
-        assert!(refault(&mut gpu, 9..14));
+        assert!(!refault(&mut gpu, 5..15), "1000 MiB of 1024");
+        assert!(refault(&mut gpu, 15..16));
     }
 }

@@ -227,7 +227,11 @@ impl Plan {
         if turns.quiet >= self.quiet_needed(turns.stage) && dwelt {
             return Verdict::LeaveQuiet { rotations: turns.quiet };
         }
-        if dwelt && certain && bounds.high <= capacity.per_mille(crate::packing::FILL_MILLI) {
+        if turns.stage == Stage::Confirmed
+            && dwelt
+            && certain
+            && bounds.high <= capacity.per_mille(crate::packing::FILL_MILLI)
+        {
             return Verdict::LeaveBounds;
         }
         let telling = turns.rotations >= 2 && rotated.brought > capacity.per_mille(CONFIRM_MILLI);
@@ -340,27 +344,22 @@ mod tests {
     }
 
     #[test]
-    fn relapses_double_the_quiet_rotations_needed_up_to_a_bound() {
+    fn after_a_relapse_turns_last_and_leaving_takes_more_until_that_is_forgotten() {
         let mut plan = Plan::new();
-        let mut now = Nanos::ZERO;
-        let mut needed = Vec::new();
-        for _ in 0..6 {
-            plan.alarm(now);
-            let mut count = 0;
-            loop {
-                count += 1;
-                now += Nanos::SECOND;
-                if matches!(rotate(&mut plan, now, Bytes::ZERO), Verdict::LeaveQuiet { .. }) {
-                    break;
-                }
-            }
-            plan.leave_hoping(now);
-            needed.push(count);
+        plan.alarm(Nanos::ZERO);
+        assert_eq!(rotate(&mut plan, Nanos::SECOND, Bytes::ZERO), Verdict::LeaveQuiet { rotations: 1 });
+        plan.leave_hoping(Nanos::SECOND);
+        plan.alarm(Nanos::seconds(60));
+        assert_eq!(plan.quiet(), Some((0, 2)));
+        for minute in 2..60 {
+            assert_eq!(rotate(&mut plan, Nanos::seconds(60 * minute), Bytes::ZERO), Verdict::Stay);
         }
-        assert_eq!(needed, [1, 2, 4, 8, 8, 8]);
-        now += Nanos::seconds(3600);
-        plan.alarm(now);
-        assert_eq!(rotate(&mut plan, now, Bytes::ZERO), Verdict::LeaveQuiet { rotations: 1 });
+        let at = Nanos::seconds(3601);
+        assert_eq!(rotate(&mut plan, at, Bytes::ZERO), Verdict::LeaveQuiet { rotations: 59 });
+        plan.leave_hoping(at);
+        let later = Nanos::seconds(9000);
+        plan.alarm(later);
+        assert_eq!(rotate(&mut plan, later, Bytes::ZERO), Verdict::LeaveQuiet { rotations: 1 });
     }
 
     #[test]

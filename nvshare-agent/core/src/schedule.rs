@@ -17,9 +17,8 @@
 use crate::{
     engine::Engine,
     gpu::Gpu,
-    id::{GpuId, JobId},
+    id::{ClientId, GpuId, JobId},
     input::ModeOrder,
-    lease::Gate,
     member::Member,
     output::Output,
     turn::{Kind, Press, Turn, TurnStage},
@@ -92,12 +91,9 @@ impl Engine {
             return Vec::new();
         }
         let mut deadlines = Vec::new();
-        for member in gpu.ungated.iter().filter_map(|client| gpu.members.get(client)) {
-            match member.lease.gate() {
-                Gate::Draining { deadline } => deadlines.push(deadline),
-                Gate::Open => deadlines.push(member.lease.retry_at()),
-                Gate::Closed => {}
-            }
+        deadlines.extend(gpu.gates.draining().next().map(|(deadline, _)| deadline));
+        for member in gpu.gates.open.iter().filter_map(|client| gpu.members.get(client)) {
+            deadlines.push(member.lease.retry_at());
             if member.lease.not_revocable() {
                 deadlines.push(member.idle_since() + RECONSIDER_IDLE);
             }
@@ -165,7 +161,7 @@ impl Engine {
     fn open_all(&mut self, id: GpuId) -> bool {
         let now = self.now;
         let Some(gpu) = self.gpus.get_mut(&id) else { return false };
-        let shut: Vec<_> = gpu.shut.iter().copied().collect();
+        let shut: Vec<_> = gpu.gates.shut.iter().copied().collect();
         for &client in &shut {
             if let Some(epoch) = gpu.grant(client, now, Nanos::ZERO, false) {
                 self.outbox.push_back(Output::Grant { client, gpu: id, epoch, prefetch: Bytes::ZERO });
@@ -179,14 +175,20 @@ impl Engine {
         let now = self.now;
         let Some(gpu) = self.gpus.get_mut(&id) else { return false };
         let mut silent = Vec::new();
-        for &client in &gpu.ungated {
-            if let Some(member) = gpu.members.get_mut(&client)
-                && member.lease.expire(now)
-            {
+        let overdue: Vec<ClientId> = gpu
+            .gates
+            .draining()
+            .take_while(|(deadline, _)| *deadline <= now)
+            .map(|(_, client)| client)
+            .collect();
+        for client in overdue {
+            let Some(member) = gpu.members.get_mut(&client) else { continue };
+            if member.lease.expire(now) {
                 let epoch = member.lease.epoch();
                 self.outbox.push_back(Output::Unresponsive { client, gpu: id, epoch });
                 silent.push(member.job);
             }
+            gpu.index_gate(client);
         }
         for &job in &silent {
             self.reindex(job);

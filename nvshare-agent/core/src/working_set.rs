@@ -74,7 +74,8 @@ impl WorkingSet {
     /// A bin of the slice under way; outside of one it is ignored.
     pub(crate) fn bin(&mut self, bin: &Use) {
         let Some(slice) = &mut self.slice else { return };
-        if bin.returned.max(bin.evicted) > STILL {
+        let grown = bin.resident.unwrap_or_default() - slice.resident.unwrap_or_default();
+        if bin.returned.max(bin.evicted).max(grown) > STILL {
             slice.settled = Nanos::ZERO;
         } else if bin.demand {
             slice.settled += bin.interval;
@@ -189,6 +190,15 @@ mod tests {
         assert_eq!(set.high(ALLOCATED), Bytes::mib(250));
         let mut set = WorkingSet::default();
         slice(&mut set, &[resident(9); 12]);
+        assert_eq!(set.high(ALLOCATED), ALLOCATED);
+    }
+
+    #[test]
+    fn a_client_that_still_fills_its_memory_is_not_taken_for_small() {
+        let mut set = WorkingSet::default();
+        let filling: Vec<Use> =
+            (0..20).map(|bin| Use { resident: Some(Bytes::mib(40 * bin)), ..self::bin(0, 0, 0) }).collect();
+        slice(&mut set, &filling);
         assert_eq!(set.high(ALLOCATED), ALLOCATED);
     }
 

@@ -130,9 +130,9 @@ impl Watch {
         let first = first.context("the thrash alert did not fire while clients were always shared")?;
         ensure!(first > shared.third, "the thrash alert fired before there was any thrash");
 
-        let exclusive = "nvshare_plan_mode{mode=\"exclusive\"}";
-        ensure!(self.highest(exclusive, "auto", turns)? >= 1.0, "Prometheus saw no turns");
-        ensure!(self.highest(exclusive, "auto", (auto.settled, auto.settled))? <= 0.0, "turns never ended");
+        let apart = "nvshare_plan_mode{mode=~\"sets|exclusive\"}";
+        ensure!(self.highest(apart, "auto", turns)? >= 1.0, "Prometheus saw no turns");
+        ensure!(self.highest(apart, "auto", (auto.settled, auto.settled))? <= 0.0, "turns never ended");
         let last = |query: &str| self.highest(query, "auto", (auto.settled, auto.settled));
         let (before, during) = (
             last("nvshare_plan_effect_stall_ratio{when=\"before\"}")?,

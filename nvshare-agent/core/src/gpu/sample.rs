@@ -1,14 +1,12 @@
 //! Taking in what the driver's sensors say of one bin.
 
-use super::Gpu;
+use super::{Gpu, felt::Felt};
 use crate::{
-    account,
     detector::{
         Totals,
         refault::{Flow, Holder},
-        stall::Stall,
     },
-    id::{ClientId, JobId},
+    id::JobId,
     input::GpuSample,
     turn::{Kind, TurnStage},
     units::{Bytes, Nanos},
@@ -33,17 +31,8 @@ struct Sums {
     held_evicted: Bytes,
     /// Some client's memory made room for something.
     making_room: bool,
-    /// What each client felt, in the order of their numbers once all are in.
+    /// What each client felt.
     felt: Vec<Felt>,
-}
-
-/// What paging did to a client.
-#[derive(Clone, Copy)]
-struct Felt {
-    client: ClientId,
-    curable: Bytes,
-    own: Bytes,
-    faulted: bool,
 }
 
 impl Sums {
@@ -75,13 +64,14 @@ impl Gpu {
         self.samples += 1;
         let mut sums = Sums::default();
         let mut used = false;
+        let calm = self.calm(interval, sample);
         for (client, figures) in &sample.clients {
             let Some(member) = self.members.get_mut(client) else { continue };
             // A client that is listed twice counts once.
             if member.sampled == self.samples {
                 continue;
             }
-            member.sensed(at, figures);
+            member.sensed(at, figures, calm);
             let runs = member.lease.is_open();
             used |= runs && member.demand();
             let footprint = self.jobs.get(&member.job).map(|here| here.footprint).unwrap_or_default();
@@ -131,7 +121,7 @@ impl Gpu {
         if totals.known {
             self.known_at = at;
         }
-        self.book(&totals, &mut sums);
+        self.book(&totals, sums.making_room, (sums.returned, sums.evicted), &mut sums.felt);
         if !self.plan.takes_turns() {
             self.detector.observe(&totals);
             return;
@@ -150,53 +140,10 @@ impl Gpu {
         self.watch_turn(&totals, &sums);
     }
 
-    /// Books what paging cost in this bin, and whom.
-    fn book(&mut self, totals: &Totals, sums: &mut Sums) {
-        let turns = self.plan.takes_turns();
-        let moved = totals.known.then(|| totals.bytes_in + totals.bytes_out);
-        let stall = Stall::of(totals.interval, totals.fault_busy, moved, totals.link_rate);
-        sums.felt.sort_unstable_by_key(|felt| felt.client);
-        sums.felt.dedup_by_key(|felt| felt.client);
-        let felt = |client: &ClientId| {
-            sums.felt.binary_search_by_key(client, |felt| felt.client).ok().map(|at| sums.felt[at])
-        };
-        let seen = |(client, member): (&ClientId, &crate::member::Member)| {
-            let stalled = felt(client).is_some_and(|felt| {
-                felt.curable + felt.own > Bytes::ZERO || felt.faulted && sums.making_room
-            });
-            account::Seen {
-                client: *client,
-                demand: member.demand() || stalled,
-                working: member.demand() && member.lease.is_open() || stalled,
-                stalled,
-                calls: member.spent.calls,
-            }
-        };
-        let bin = account::Bin {
-            at: totals.at,
-            interval: totals.interval,
-            stall_milli: stall.milli().map(|milli| milli.min(1000)),
-            turns,
-            returned: sums.returned,
-            evicted: sums.evicted,
-            clients: self.members.iter().map(seen).collect(),
-        };
-        let lost = self.account.bin(&bin);
-        for seen in bin.clients.iter().filter(|seen| seen.stalled) {
-            if let Some(member) = self.members.get_mut(&seen.client) {
-                member.spent.stalled += lost;
-            }
-        }
-        for felt in &sums.felt {
-            let Some(member) = self.members.get_mut(&felt.client) else { continue };
-            // As the detector counts: what comes back during turns is a hand-over, alone nothing is curable.
-            member.spent.own += felt.own;
-            if !turns && totals.contended {
-                member.spent.curable += felt.curable;
-            } else if !turns {
-                member.spent.own += felt.curable;
-            }
-        }
+    /// Nothing holds the GPU up: faults take less than a tenth of the bin, or next to nothing comes in.
+    fn calm(&self, interval: Nanos, sample: &GpuSample) -> bool {
+        let coming: Bytes = sample.clients.iter().filter_map(|(_, figures)| figures.bytes_in).sum();
+        sample.fault_busy.map_or(coming <= Bytes::BLOCK, |busy| busy.0 <= interval.0 / 10)
     }
 
     /// At least two jobs have demand.

@@ -8,7 +8,7 @@
 //! ended on hope a second time within [`HOLD`]. A failed probe doubles the time to the next one.
 //!
 //! **Invariants.** Entering is always possible, leaving by certainty as well. In any hour there is at most one
-//! leave on hope that follows a relapse from a confirmed conflict. Failed probes over a time T are O(log T)
+//! leave on hope that follows a relapse. Failed probes over a time T are O(log T)
 //! until the pause reaches [`PROBE_PAUSE_MAX`].
 
 use crate::units::{Bytes, Nanos};
@@ -21,8 +21,8 @@ const HOLD: Nanos = Nanos::seconds(3600);
 const TRIAL_FORGOTTEN: Nanos = Nanos::seconds(3600);
 /// The first trial that came to nothing asks the next alarm for this share of the capacity in refaults
 /// (thousandths); each further one doubles it. A change of phase refaults at most one capacity, once.
-const VOLUME_MILLI: u64 = 500;
-const VOLUME_DOUBLINGS: u32 = 4;
+const VOLUME_MILLI: u64 = 1000;
+const VOLUME_DOUBLINGS: u32 = 3;
 /// Pauses between probes.
 const PROBE_PAUSE_MIN: Nanos = Nanos::seconds(20);
 const PROBE_PAUSE_MAX: Nanos = Nanos::seconds(600);
@@ -36,7 +36,7 @@ const PROBE_MAX: Nanos = Nanos::SECOND;
 pub(crate) struct Backoff {
     /// How often turns were needed again soon after they ended.
     relapses: u32,
-    left: Option<Left>,
+    left_at: Option<Nanos>,
     hold_until: Nanos,
     /// Trials that came to nothing, and when the last of them ended.
     trials: u32,
@@ -45,19 +45,13 @@ pub(crate) struct Backoff {
     probed_at: Option<Nanos>,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Left {
-    at: Nanos,
-    confirmed: bool,
-}
-
 impl Backoff {
     /// An alarm begins a trial.
     pub(crate) fn entered(&mut self, now: Nanos) {
-        let relapse = self.left.filter(|left| now.since(left.at) < RELAPSE_WITHIN);
+        let relapse = self.left_at.filter(|&at| now.since(at) < RELAPSE_WITHIN);
         self.relapses = if relapse.is_some() { self.relapses.saturating_add(1) } else { 0 };
-        if let Some(left) = relapse.filter(|left| left.confirmed) {
-            self.hold_until = left.at + HOLD;
+        if let Some(at) = relapse {
+            self.hold_until = at + HOLD;
         }
         self.probed_at = None;
         self.probes_failed = 0;
@@ -65,7 +59,7 @@ impl Backoff {
 
     /// Turns ended on hope.
     pub(crate) fn left(&mut self, now: Nanos, confirmed: bool) {
-        self.left = Some(Left { at: now, confirmed });
+        self.left_at = Some(now);
         if !confirmed {
             self.trials = self.trials_at(now).saturating_add(1);
             self.trial_at = now;
@@ -120,7 +114,7 @@ mod tests {
     const CAPACITY: Bytes = Bytes::gib(1);
 
     #[test]
-    fn a_relapse_from_a_confirmed_conflict_holds_turns_for_an_hour() {
+    fn a_relapse_holds_turns_for_an_hour() {
         let mut backoff = Backoff::default();
         backoff.entered(Nanos::ZERO);
         backoff.left(Nanos::seconds(100), true);
@@ -137,10 +131,10 @@ mod tests {
         let mut backoff = Backoff::default();
         assert_eq!(backoff.volume(Nanos::ZERO, CAPACITY), Bytes::ZERO);
         backoff.left(Nanos::seconds(1), false);
-        assert_eq!(backoff.volume(Nanos::seconds(1), CAPACITY), Bytes::mib(512));
+        assert_eq!(backoff.volume(Nanos::seconds(1), CAPACITY), CAPACITY);
         backoff.left(Nanos::seconds(2), false);
-        assert_eq!(backoff.volume(Nanos::seconds(2), CAPACITY), CAPACITY);
-        assert_eq!(backoff.volume(Nanos::seconds(3602), CAPACITY), Bytes::mib(512));
+        assert_eq!(backoff.volume(Nanos::seconds(2), CAPACITY), Bytes::gib(2));
+        assert_eq!(backoff.volume(Nanos::seconds(3602), CAPACITY), CAPACITY);
         assert_eq!(backoff.volume(Nanos::seconds(7202), CAPACITY), Bytes::ZERO);
     }
 

@@ -101,19 +101,20 @@ impl Engine {
         let handover = self.handover(id);
         let Some(gpu) = self.gpus.get_mut(&id) else { return };
         let going: Vec<_> = gpu
-            .ungated
+            .gates
+            .open
             .iter()
             .filter(|client| {
                 gpu.members.get(client).is_some_and(|member| {
                     !holders.contains(&member.job)
                         && !gpu.exempt.contains(&member.job)
-                        && member.lease.is_open()
                         && member.lease.retry_at() <= now
                 })
             })
             .copied()
             .collect();
-        let mut lacking = if handover == Handover::Shim { lacking(gpu, holders) } else { Bytes::ZERO };
+        let asks = handover == Handover::Shim && !going.is_empty();
+        let mut lacking = if asks { lacking(gpu, holders) } else { Bytes::ZERO };
         for client in going {
             let present = gpu.members.get(&client).map(crate::member::Member::present).unwrap_or_default();
             let shortfall = lacking.min(present);

@@ -2,8 +2,7 @@
 
 use super::Engine;
 use crate::{
-    id::{GpuId, JobId},
-    lease::Gate,
+    id::{ClientId, GpuId, JobId},
     member::Member,
     plan::{Rotated, Verdict},
     quantum,
@@ -311,16 +310,13 @@ impl Engine {
         self.span(id, jobs).into_iter().all(|id| {
             jobs.iter().any(|&job| self.holds(id, job))
                 && self.gpus.get(&id).is_some_and(|gpu| {
-                    let ungated = gpu.ungated.iter().filter_map(|client| gpu.members.get(client));
-                    ungated.into_iter().all(|member| {
-                        if jobs.contains(&member.job) {
-                            !member.lease.is_draining() || member.lease.unresponsive()
-                        } else {
-                            member.lease.gate() == Gate::Closed
-                                || member.lease.unresponsive()
-                                || gpu.exempt.contains(&member.job)
-                        }
-                    })
+                    let member = |client: &ClientId| gpu.members.get(client);
+                    let stoppable =
+                        |member: &Member| !jobs.contains(&member.job) && !gpu.exempt.contains(&member.job);
+                    let mut draining = gpu.gates.draining().filter_map(|(_, client)| member(&client));
+                    let mut open = gpu.gates.open.iter().filter_map(member);
+                    !draining.any(|member| jobs.contains(&member.job) || stoppable(member))
+                        && !open.any(stoppable)
                 })
         })
     }
