@@ -187,7 +187,7 @@ class Page:
                     text = shown(value, unit)
                 texts.append(f"{name} {text}" if panel["options"]["textMode"] == "value_and_name" else text)
             axes.text(0, 0.7 - row * 0.32, f"{title}:", fontsize=6, color="#666666")
-            axes.text(0.32, 0.7 - row * 0.32, ", ".join(texts) or "—", fontsize=7, weight="bold")
+            axes.text(0.3, 0.7 - row * 0.32, ", ".join(texts) or "—", fontsize=6, weight="bold")
 
     def draw(self, path):
         panels = self.dashboard["panels"]
