@@ -237,6 +237,14 @@ impl Gpu {
         self.wanting.len() > jobs.len() || self.wanting.iter().any(|job| !jobs.contains(job))
     }
 
+    /// Books the time of the turn, and notes whether somebody else waits from here on.
+    pub(crate) fn book_turn(&mut self, now: Nanos) {
+        let contended = self.turn.as_ref().is_some_and(|turn| self.others_want(&turn.jobs));
+        if let Some(turn) = &mut self.turn {
+            turn.book(now, contended);
+        }
+    }
+
     /// One of these jobs has work here.
     pub(crate) fn any_wants(&self, jobs: &[JobId]) -> bool {
         jobs.iter().any(|job| self.wanting.contains(job))

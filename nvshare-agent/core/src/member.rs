@@ -145,14 +145,14 @@ impl Member {
         }
     }
 
-    /// What the driver's sensors say of it beyond bytes; comes with each bin. `calm`: nothing held the GPU up.
-    pub(crate) fn sensed(&mut self, now: Nanos, figures: &ClientSample, calm: bool) {
+    /// What the driver's sensors say of it beyond bytes; comes with each bin.
+    pub(crate) fn sensed(&mut self, now: Nanos, figures: &ClientSample) {
         if figures.gpu_faults.is_some_and(|faults| faults > 0) {
             self.faulted(now);
         }
         self.resident = figures.resident;
-        if self.lease.is_open() {
-            self.rhythm.bin(self.used, calm);
+        if self.lease.is_open() && self.last_demand.is_some() {
+            self.rhythm.bin(self.used);
         }
     }
 

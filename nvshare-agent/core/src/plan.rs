@@ -31,8 +31,9 @@ const UNDECIDED_MAX: u32 = 4;
 /// A confirmed conflict is given this many hand-over costs before anything but certainty ends it.
 const DWELL_COSTS: u64 = 10;
 const DWELL_ROTATIONS: u32 = 2;
-/// Where the shim moves memory, one rotation in this many is left to the driver.
-const CERTIFY_EVERY: u32 = 8;
+/// Where the shim moves memory and it is open whether working sets fit, this rotation is left to the driver, and
+/// again whenever there have been twice as many.
+const CERTIFY_FIRST: u32 = 8;
 
 /// Why clients take turns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +60,8 @@ struct Turns {
     quiet: u32,
     /// The last rotation brought next to nothing back.
     calm: bool,
+    /// What is known of working sets leaves open whether they fit.
+    open: bool,
 }
 
 /// What one rotation moved.
@@ -164,7 +167,8 @@ impl Plan {
 
     /// Hand-overs of this rotation are left to the driver, so that it can show whether they are needed.
     pub(crate) fn certifies(&self) -> bool {
-        matches!(self.phase, Phase::Turns(turns) if turns.calm || turns.rotations % CERTIFY_EVERY == CERTIFY_EVERY - 1)
+        let Phase::Turns(turns) = self.phase else { return false };
+        turns.calm || (turns.open && turns.rotations >= CERTIFY_FIRST && turns.rotations.is_power_of_two())
     }
 
     /// Begins a trial.
@@ -174,7 +178,8 @@ impl Plan {
     }
 
     pub(crate) fn enter(&mut self, now: Nanos, stage: Stage) {
-        self.phase = Phase::Turns(Turns { stage, since: now, rotations: 0, quiet: 0, calm: false });
+        self.phase =
+            Phase::Turns(Turns { stage, since: now, rotations: 0, quiet: 0, calm: false, open: false });
     }
 
     /// Turns end because it is certain that they are not needed, or because the operator said so.
@@ -221,6 +226,7 @@ impl Plan {
         let is_quiet = certain && rotated.moved <= capacity.per_mille(QUIET_MILLI);
         turns.quiet = if is_quiet { turns.quiet + 1 } else { 0 };
         turns.calm = rotated.known && rotated.brought <= capacity.per_mille(CONFIRM_MILLI);
+        turns.open = !bounds.by_block && bounds.low <= capacity;
         let turns = *turns;
         let dwelt = dwell_until.is_none_or(|until| now >= until)
             && (turns.stage == Stage::Provisional || turns.rotations >= DWELL_ROTATIONS);

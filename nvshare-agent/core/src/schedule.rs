@@ -136,10 +136,7 @@ impl Engine {
         if !gpu.plan.takes_turns() {
             return self.open_all(id);
         }
-        let contended = gpu.turn.as_ref().is_some_and(|turn| gpu.others_want(&turn.jobs));
-        if let Some(turn) = &mut gpu.turn {
-            turn.book(now, contended);
-        }
+        gpu.book_turn(now);
         let mut changed = self.expire(id);
         changed |= self.check_turn(id);
         if self.gpus.get(&id).is_some_and(|gpu| gpu.plan.takes_turns() && gpu.turn.is_none())
@@ -154,6 +151,9 @@ impl Engine {
             changed = true;
         }
         changed |= self.set_gates(id);
+        if let Some(gpu) = self.gpus.get_mut(&id) {
+            gpu.book_turn(now);
+        }
         changed
     }
 

@@ -64,14 +64,13 @@ impl Gpu {
         self.samples += 1;
         let mut sums = Sums::default();
         let mut used = false;
-        let calm = self.calm(interval, sample);
         for (client, figures) in &sample.clients {
             let Some(member) = self.members.get_mut(client) else { continue };
             // A client that is listed twice counts once.
             if member.sampled == self.samples {
                 continue;
             }
-            member.sensed(at, figures, calm);
+            member.sensed(at, figures);
             let runs = member.lease.is_open();
             used |= runs && member.demand();
             let footprint = self.jobs.get(&member.job).map(|here| here.footprint).unwrap_or_default();
@@ -138,12 +137,6 @@ impl Gpu {
             self.rotation_used += interval;
         }
         self.watch_turn(&totals, &sums);
-    }
-
-    /// Nothing holds the GPU up: faults take less than a tenth of the bin, or next to nothing comes in.
-    fn calm(&self, interval: Nanos, sample: &GpuSample) -> bool {
-        let coming: Bytes = sample.clients.iter().filter_map(|(_, figures)| figures.bytes_in).sum();
-        sample.fault_busy.map_or(coming <= Bytes::BLOCK, |busy| busy.0 <= interval.0 / 10)
     }
 
     /// At least two jobs have demand.

@@ -295,6 +295,8 @@ impl Engine {
         }
         if turn.jobs.len() > 1
             && let Some(alarm) = gpu.within.alarm()
+            // Bringing a set back can push its own older blocks out in a chain, once around.
+            && alarm.episode >= gpu.capacity
         {
             let from = gpu.plan.mode(gpu.has_sets());
             gpu.within.reset();
