@@ -19,7 +19,7 @@ use crate::units::{Bytes, Nanos};
 
 mod cusum;
 pub(crate) mod refault;
-mod stall;
+pub(crate) mod stall;
 
 use cusum::Cusum;
 use stall::Stall;

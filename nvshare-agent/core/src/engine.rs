@@ -311,6 +311,7 @@ impl Engine {
                 // What a client says of its drain is believed up to what the drain may take.
                 let took = took.min(within);
                 gpu.last_drain = gpu.last_drain.max(took);
+                gpu.account.drained(took);
                 let weight = gpu.weight(job);
                 gpu.rotation.charge(&[(job, weight)], took);
                 gpu.rotation.note_own_move(Bytes::ZERO, moved);
@@ -332,6 +333,9 @@ impl Engine {
         let now = self.now;
         let Some(gpu) = self.gpus.get_mut(&id) else { return };
         gpu.begin_turns(now);
+        let first_refault =
+            if let Reason::Thrash { first_refault, .. } = reason { Some(first_refault) } else { None };
+        gpu.account.began_turns(first_refault);
         let jobs: Vec<JobId> = gpu.jobs.keys().copied().collect();
         for job in jobs {
             self.isolate_gang(job);
@@ -344,6 +348,7 @@ impl Engine {
     pub(crate) fn ended_turns(&mut self, id: GpuId, from: Mode, reason: Reason) {
         let Some(gpu) = self.gpus.get_mut(&id) else { return };
         gpu.end_turns();
+        gpu.account.ended_turns();
         let jobs: Vec<JobId> = gpu.jobs.keys().copied().collect();
         for job in jobs {
             self.reindex(job);

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
+    account::Account,
     benefit::{Estimate, GapUse},
     detector::{Alarm, Detector},
     engine::Config,
@@ -20,7 +21,8 @@ use crate::{
     units::{Bytes, Nanos},
 };
 
-pub(crate) mod gates;
+pub(crate) mod felt;
+mod gates;
 mod sample;
 mod view;
 
@@ -63,6 +65,7 @@ pub(crate) struct Gpu {
     /// The drain that preceded the turn that is being acquired.
     pub(crate) last_drain: Nanos,
     pub(crate) last_change: Option<PlanChange>,
+    pub(crate) account: Account,
     /// Jobs that have work and may get a turn here.
     pub(crate) wanting: BTreeSet<JobId>,
     /// Jobs that cannot be revoked.
@@ -104,6 +107,7 @@ impl Gpu {
             interrupted: None,
             last_drain: Nanos::ZERO,
             last_change: None,
+            account: Account::default(),
             wanting: BTreeSet::new(),
             exempt: BTreeSet::new(),
             gates: Gates::default(),
@@ -480,7 +484,10 @@ impl Gpu {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::input::{Activity, ClientSample, GpuSample};
+    use crate::{
+        id::GpuId,
+        input::{Activity, ClientSample, GpuSample},
+    };
 
     const BIN: Nanos = Nanos::millis(100);
 
@@ -532,6 +539,37 @@ mod tests {
         gpu.end_turns();
         gpu.sample(BIN, &figures(Some(Bytes::mib(300)), Some(Bytes::ZERO)));
         assert_eq!(gpu.detector.curable_total(), Bytes::ZERO);
+    }
+
+    #[test]
+    fn refaults_are_pressure_of_their_client_and_a_cold_start_is_nobodys() {
+        let figures = |bytes_in, bytes_out| ClientSample {
+            gpu_faults: Some(9),
+            bytes_in: Some(bytes_in),
+            bytes_out: Some(bytes_out),
+            ..ClientSample::default()
+        };
+        let mut gpu = gpu(&[Bytes::mib(600), Bytes::mib(600)]);
+        let mut bin = |number: u64, first: ClientSample, second: ClientSample| {
+            let clients = vec![(ClientId(0), first), (ClientId(1), second)];
+            gpu.sample(Nanos(BIN.0 * number), &GpuSample { interval: BIN, fault_busy: Some(BIN), clients });
+            let view = gpu.view(GpuId([1; 16]), BIN, &Config::default(), None);
+            let pressure = view.account.pressure.unwrap();
+            let stalled = view.clients.iter().map(|client| client.stalled.as_millis());
+            (pressure.some.total.as_millis(), pressure.full.total.as_millis(), stalled.collect::<Vec<_>>())
+        };
+        let (cold, calm) = (figures(Bytes::ZERO, Bytes::ZERO), ClientSample::default());
+        assert_eq!(bin(1, cold, cold), (0, 0, vec![0, 0]), "first touches of memory that is there");
+        let lost = figures(Bytes::ZERO, Bytes::mib(50));
+        let calm = ClientSample { bytes_in: Some(Bytes::ZERO), bytes_out: Some(Bytes::ZERO), ..calm };
+        assert_eq!(bin(2, ClientSample { gpu_faults: Some(0), ..lost }, cold), (100, 0, vec![0, 100]));
+        let refault = figures(Bytes::mib(30), Bytes::ZERO);
+        assert_eq!(bin(3, refault, calm), (200, 0, vec![100, 100]));
+        assert_eq!(bin(4, figures(Bytes::mib(10), Bytes::mib(10)), lost), (300, 100, vec![200, 200]));
+        let view = gpu.view(GpuId([1; 16]), BIN, &Config::default(), None);
+        let refaults: Vec<_> = view.clients.iter().map(|client| client.curable_refaults).collect();
+        assert_eq!(refaults, [Bytes::mib(40), Bytes::ZERO]);
+        assert_eq!(view.curable_refaults, Bytes::mib(40));
     }
 
     #[test]

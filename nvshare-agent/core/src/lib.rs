@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+mod account;
 mod benefit;
 mod detector;
 pub mod engine;
@@ -39,5 +40,8 @@ mod working_set;
 pub use engine::{Config, Engine, Handover};
 pub use id::{ClientId, Epoch, GpuId, JobId};
 pub use input::{Activity, ClientSample, Drain, GpuSample, Input, ModeOrder, Order};
-pub use output::{ClientView, GpuView, Mode, Outlook, Output, PlanChange, Poll, Reason, View};
+pub use output::{
+    AccountView, ClientView, EffectView, GpuView, Mode, Outlook, Output, PlanChange, Poll, PressureView,
+    Reason, StallView, View,
+};
 pub use units::{Bytes, Nanos};

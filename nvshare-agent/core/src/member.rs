@@ -1,6 +1,7 @@
 //! One client on one GPU.
 
 use crate::{
+    account::Spent,
     detector::{EXPIRY, refault::Refaults},
     id::{ClientId, Epoch, JobId},
     input::{Activity, ClientSample, Drain},
@@ -30,6 +31,7 @@ pub(crate) struct Member {
     pub(crate) cost: HandoverCost,
     pub(crate) working_set: WorkingSet,
     pub(crate) rhythm: Rhythm,
+    pub(crate) spent: Spent,
     /// What it had of its working set when it was last revoked.
     pub(crate) hot: Bytes,
     /// What block-level sensors said of its residency last.
@@ -73,6 +75,7 @@ impl Member {
             cost: HandoverCost::default(),
             working_set,
             rhythm: Rhythm::new(now),
+            spent: Spent::default(),
             hot: Bytes::ZERO,
             resident: None,
             several_gpus: false,
@@ -104,6 +107,7 @@ impl Member {
         let (had, memory) = (self.demand, self.managed != activity.managed);
         self.managed = activity.managed;
         self.device = activity.device;
+        self.spent.calls = self.spent.calls.saturating_add(activity.calls);
         let inside = activity.waiting > 0 || activity.busy_threads > 0;
         let silent = if inside { Nanos::ZERO } else { activity.idle_for };
         let demand = match self.lease.gate() {
@@ -279,6 +283,10 @@ impl Member {
             working_set_low: self.working_set_low(),
             working_set_high: self.working_set_high(),
             interactive: self.interactive(at),
+            calls: self.spent.calls,
+            stalled: self.spent.stalled,
+            curable_refaults: self.spent.curable,
+            self_refaults: self.spent.own,
         }
     }
 

@@ -10,7 +10,10 @@ use crate::{
     units::{Bytes, Nanos},
 };
 
-pub use crate::reason::Reason;
+pub use crate::{
+    account::view::{AccountView, EffectView, PressureView, StallView},
+    reason::Reason,
+};
 
 /// The answer of [`crate::Engine::poll`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -164,6 +167,8 @@ pub struct GpuView {
     pub reckoned_milli: Option<(u32, u32)>,
     /// What may change the plan next.
     pub outlook: Outlook,
+    /// What paging and hand-overs cost, and what turns changed.
+    pub account: AccountView,
     /// Each client on this GPU.
     pub clients: Vec<ClientView>,
 }
@@ -239,6 +244,14 @@ pub struct ClientView {
     pub working_set_high: Bytes,
     /// It uses the GPU shortly and seldom.
     pub interactive: bool,
+    /// Work-submitting calls so far.
+    pub calls: u64,
+    /// Time lost to waiting for memory.
+    pub stalled: Nanos,
+    /// Refaulted bytes that turns would have avoided.
+    pub curable_refaults: Bytes,
+    /// Refaulted bytes that they would not.
+    pub self_refaults: Bytes,
 }
 
 /// What a client is doing on a GPU.

@@ -15,6 +15,7 @@ use crate::{
     },
     clock,
     driver::{Gone, Seen},
+    metrics::Snapshot,
     observe::{
         gpus::{Gpu, Gpus},
         sensors::Sensors,
@@ -75,6 +76,19 @@ impl Desk {
             })
             .collect();
         DoctorReport { sensors, verdict }
+    }
+
+    /// The text of `/metrics`.
+    pub fn metrics(&self, seen: &Seen) -> Result<String, prometheus::Error> {
+        let clients = self.hub.registry.all();
+        let on_gpus =
+            clients.iter().flat_map(|client| client.gpus().into_iter().map(move |gpu| (client, gpu)));
+        self.hub.metrics.render(&Snapshot {
+            seen,
+            clock_origin_s: clock::origin_s(),
+            sensors: &self.sensors.all(),
+            totals: &on_gpus.map(|(client, gpu)| ((client.id, gpu), client.totals(gpu))).collect(),
+        })
     }
 
     fn gpus(&self, seen: &Seen) -> Vec<GpuReport> {

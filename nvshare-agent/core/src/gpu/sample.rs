@@ -1,6 +1,6 @@
 //! Taking in what the driver's sensors say of one bin.
 
-use super::Gpu;
+use super::{Gpu, felt::Felt};
 use crate::{
     detector::{
         Totals,
@@ -29,12 +29,17 @@ struct Sums {
     /// The same of the clients whose turn it is.
     held_returned: Bytes,
     held_evicted: Bytes,
+    /// Some client's memory made room for something.
+    making_room: bool,
+    /// What each client felt.
+    felt: Vec<Felt>,
 }
 
 impl Sums {
     fn add(&mut self, flow: &Flow, runs: bool) {
         let Flow { bytes_in, bytes_out, evicted, returned, by_shim: _, curable, own, fits, weak, by_block } = *flow;
         self.totals.known = true;
+        self.making_room |= evicted > Bytes::ZERO;
         self.totals.bytes_in += bytes_in;
         self.totals.bytes_out += bytes_out;
         self.totals.curable += curable;
@@ -78,13 +83,18 @@ impl Gpu {
                 capacity: self.capacity,
                 several_gpus: member.several_gpus,
             };
+            let faulted = figures.gpu_faults.is_some_and(|faults| faults > 0);
+            let mut felt = Felt { client: *client, curable: Bytes::ZERO, own: Bytes::ZERO, faulted };
             let Some(flow) = member.refaults.observe(figures, &holder) else {
+                sums.felt.push(felt);
                 member.cost.void();
                 member.working_set.void();
                 continue;
             };
             member.sampled = self.samples;
             sums.add(&flow, runs);
+            (felt.curable, felt.own) = (flow.curable, flow.own);
+            sums.felt.push(felt);
             if flow.fits {
                 member.cost.bin(at, interval, flow.returned);
             } else {
@@ -114,6 +124,7 @@ impl Gpu {
         if totals.known {
             self.known_at = at;
         }
+        self.book(&totals, sums.making_room, (sums.returned, sums.evicted), &mut sums.felt);
         if !self.plan.takes_turns() {
             self.detector.observe(&totals);
             return;

@@ -64,6 +64,7 @@ impl Gpu {
             working_sets: (bounds.low, bounds.high),
             reckoned_milli: self.estimate.map(|estimate| (estimate.shared_milli, estimate.turns_milli)),
             outlook: self.outlook(at),
+            account: self.account.view(),
             clients: self.members.iter().map(|(&client, member)| member.view(client, at)).collect(),
         }
     }
