@@ -12,6 +12,8 @@
 
 use std::collections::VecDeque;
 
+use serde::{Deserialize, Serialize};
+
 use crate::units::{Bytes, Nanos};
 
 mod cusum;
@@ -50,7 +52,7 @@ pub(crate) struct Totals {
     pub(crate) contended: bool,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct Bin {
     at: Nanos,
     curable: Bytes,
@@ -66,7 +68,7 @@ pub(crate) struct Alarm {
     pub(crate) stall_milli: Option<u32>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Detector {
     cusum: Cusum,
     bins: VecDeque<Bin>,

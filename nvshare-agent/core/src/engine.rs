@@ -38,7 +38,7 @@ impl Default for Config {
 }
 
 /// A client, wherever it runs.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Client {
     job: JobId,
     weight_milli: u32,
@@ -47,8 +47,9 @@ struct Client {
     uses: BTreeMap<GpuId, Epoch>,
 }
 
-/// The engine of all GPUs of one host.
-#[derive(Debug)]
+/// The engine of all GPUs of one host. Its serialised form is its whole state, so that a recording can begin at
+/// any time.
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Engine {
     pub(crate) config: Config,
     pub(crate) now: Nanos,
@@ -262,6 +263,17 @@ impl Engine {
                     }
                 }
             }
+            Order::Priority { client: id, priority } => {
+                let Some(client) = self.clients.get_mut(&id) else { return };
+                client.priority = priority;
+                for gpu in self.gpus.values_mut() {
+                    if let Some(member) = gpu.members.get_mut(&id) {
+                        member.priority = priority;
+                    }
+                }
+            }
+            Order::Overhead { milli } => self.config.overhead_milli = milli.max(1),
+            Order::QuantumMax { quantum_max } => self.config.quantum_max = quantum_max,
         }
     }
 

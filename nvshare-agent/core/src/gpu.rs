@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
     detector::{Detector, Totals},
     engine::Config,
@@ -24,7 +26,7 @@ const BIN_MIN: Nanos = Nanos::MILLI;
 const BIN_MAX: Nanos = Nanos::seconds(60);
 
 /// The job that holds the GPU, or is about to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Turn {
     pub(crate) job: JobId,
     pub(crate) stage: TurnStage,
@@ -32,7 +34,7 @@ pub(crate) struct Turn {
     pub(crate) contested: Nanos,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum TurnStage {
     /// Others still drain, or the job does not hold all of its GPUs yet.
     Acquiring,
@@ -43,7 +45,7 @@ pub(crate) enum TurnStage {
     },
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Gpu {
     pub(crate) capacity: Bytes,
     pub(crate) link_rate: Bytes,

@@ -1,5 +1,7 @@
 //! One client on one GPU.
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
     detector::{EXPIRY, refault::Refaults},
     id::{ClientId, Epoch, JobId},
@@ -18,7 +20,7 @@ const CARRIED: Nanos = Nanos::millis(300);
 /// Figures this soon after a client gave its turn away may stem from before.
 const YIELD_ECHO: Nanos = Nanos::millis(150);
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Member {
     pub(crate) job: JobId,
     pub(crate) weight_milli: u32,
@@ -178,6 +180,7 @@ impl Member {
             managed: self.managed,
             device: self.device,
             weight_milli: self.weight_milli,
+            priority: self.priority,
             granted: until(self.granted, ClientState::Running),
             waited: until(self.waited, ClientState::Waiting),
             grants: self.grants,

@@ -8,6 +8,8 @@
 //! **Invariants.** Leaving is harder than staying left: whoever alarms again soon after leaving on the
 //! strength of quiet rotations needs twice as many the next time, up to [`QUIET_MAX`].
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
     output::Mode,
     units::{Bytes, Nanos},
@@ -30,7 +32,7 @@ const FORGIVEN_AFTER: Nanos = Nanos::seconds(60);
 const DWELL_COSTS: u64 = 10;
 
 /// Why clients take turns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Stage {
     /// On trial.
     Provisional,
@@ -40,7 +42,7 @@ pub(crate) enum Stage {
     Ordered,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Phase {
     Shared,
     Turns { stage: Stage, since: Nanos, rotations: u32, quiet: u32 },
@@ -68,7 +70,7 @@ pub(crate) enum Verdict {
     },
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Plan {
     phase: Phase,
     /// How often the GPU came back soon after leaving; doubles what leaving takes.

@@ -6,6 +6,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
     id::JobId,
     plan::Rotated,
@@ -30,7 +32,7 @@ pub(crate) struct Candidate {
     pub(crate) waiting: Nanos,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Rotation {
     /// Credit in nanoseconds; negative is debt.
     credit: BTreeMap<JobId, i64>,

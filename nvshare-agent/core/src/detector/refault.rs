@@ -10,6 +10,8 @@
 //! evidence (the bytes may be the program's own host data). Bytes that the shim itself moved are no evidence
 //! either, but they are moves.
 
+use serde::{Deserialize, Serialize};
+
 use crate::{input::ClientSample, units::Bytes};
 
 /// Bins after which a move that the shim announced, and no counter showed, is written off.
@@ -32,7 +34,7 @@ pub(crate) struct Flow {
     pub(crate) fits: bool,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Refaults {
     owed: Bytes,
     /// The smallest capacity since the oldest eviction that is still owed.
