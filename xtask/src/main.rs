@@ -9,6 +9,7 @@ mod cargo;
 mod demo;
 mod ebpf;
 mod gpu_bench;
+mod pictures;
 mod run_agent;
 mod setup_ebpf;
 mod shim;
@@ -33,6 +34,7 @@ enum Task {
     RunAgent(run_agent::Args),
     Demo(demo::Args),
     GpuBench(gpu_bench::Args),
+    Pictures(pictures::Args),
     Test(test::Args),
     Ebpf(ebpf::Args),
     SetupEbpf(setup_ebpf::Args),
@@ -45,6 +47,7 @@ fn main() -> anyhow::Result<()> {
         Task::RunAgent(args) => run_agent::run(&args),
         Task::Demo(args) => demo::run(&args),
         Task::GpuBench(args) => gpu_bench::run(&args),
+        Task::Pictures(args) => pictures::run(&args),
         Task::Test(args) => test::run(&args),
         Task::Ebpf(args) => ebpf::run(&args),
         Task::SetupEbpf(args) => setup_ebpf::run(&args),
