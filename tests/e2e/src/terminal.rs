@@ -4,6 +4,7 @@ use std::{
     fmt::Write as _,
     fs::File,
     io::{Read as _, Write as _},
+    num::NonZeroU16,
     os::{
         fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
         unix::process::CommandExt as _,
@@ -46,6 +47,11 @@ impl Settings {
     }
 }
 
+/// Rows and columns, of which there must be some.
+fn size(columns: u16, rows: u16) -> Result<(NonZeroU16, NonZeroU16)> {
+    NonZeroU16::new(rows).zip(NonZeroU16::new(columns)).context("a terminal without a size")
+}
+
 fn open(columns: u16, rows: u16) -> Result<(OwnedFd, OwnedFd)> {
     let (mut ours, mut theirs) = (-1, -1);
     let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
@@ -82,7 +88,8 @@ impl Terminal {
             });
         }
         let child = command.spawn().with_context(|| format!("starting {}", command.get_program().display()))?;
-        let screen = Arc::new(Mutex::new(vt100::Parser::new(rows, columns, 0)));
+        let (high, wide) = size(columns, rows)?;
+        let screen = Arc::new(Mutex::new(vt100::Parser::new(high, wide, 0)));
         let mut output = File::from(ours.try_clone()?);
         let parser = Arc::clone(&screen);
         thread::spawn(move || {
@@ -124,7 +131,8 @@ impl Terminal {
 
     /// Changes the size, as a user who drags the window.
     pub fn resize(&mut self, columns: u16, rows: u16) -> Result<()> {
-        self.lock().screen_mut().set_size(rows, columns);
+        let (high, wide) = size(columns, rows)?;
+        self.lock().screen_mut().set_size(high, wide);
         let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
         // SAFETY: the size is read.
         if unsafe { libc::ioctl(self.keyboard.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) } != 0 {
@@ -165,6 +173,7 @@ pub fn to_svg(screen: &vt100::Screen) -> String {
     const CELL: (f64, f64) = (8.4, 18.0);
     const EDGE: f64 = 12.0;
     let (rows, columns) = screen.size();
+    let (rows, columns) = (rows.get(), columns.get());
     let (width, height) = (f64::from(columns) * CELL.0 + 2.0 * EDGE, f64::from(rows) * CELL.1 + 2.0 * EDGE);
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width:.0}\" height=\"{height:.0}\" \

@@ -199,9 +199,12 @@ fn the_status_page_is_live_readable_by_everybody_and_keeps_to_itself() -> Result
 
 #[test]
 fn a_picture_of_the_terminal_holds_its_text_and_styles() {
-    let mut parser = vt100::Parser::new(3, 20, 0);
-    parser.process(b"\x1b[1mbold\x1b[0m <&> plain\r\n\x1b[7mreversed\x1b[0m");
-    let svg = nvshare_tests::terminal::to_svg(parser.screen());
+    let mut command = Command::new("printf");
+    command.arg("\\033[1mbold\\033[0m <&> plain\\n\\033[7mreversed\\033[0m");
+    let mut terminal = Terminal::start(&mut command, 20, 3).unwrap();
+    terminal.wait_for("the text", PATIENCE, |text| text.contains("reversed")).unwrap();
+    assert!(terminal.wait(PATIENCE).unwrap().success());
+    let svg = nvshare_tests::terminal::to_svg(&terminal.screen());
     assert!(svg.contains("font-weight=\"bold\">bold</text>"), "{svg}");
     assert!(svg.contains("&lt;&amp;> plain") && svg.contains("fill=\"#dfe5ec\"/>"), "{svg}");
 }
