@@ -306,7 +306,7 @@ fn changes(html: &mut String, overview: &OverviewReport) {
 
 fn sensors(html: &mut String, sensors: &[SensorStatus]) {
     html.push_str(
-        "<section aria-labelledby=\"sensors\"><h2 id=\"sensors\">Sensors</h2><table><thead><tr>\
+        "<section aria-labelledby=\"sensors\"><h2 id=\"sensors\">Sensors</h2><div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-label=\"Sensors\"><table><thead><tr>\
          <th scope=\"col\">Sensor<th scope=\"col\">State<th scope=\"col\">Detail</tr></thead><tbody>",
     );
     for sensor in sensors {
@@ -321,7 +321,7 @@ fn sensors(html: &mut String, sensors: &[SensorStatus]) {
             escape(detail)
         );
     }
-    html.push_str("</tbody></table></section>");
+    html.push_str("</tbody></table></div></section>");
 }
 
 #[cfg(test)]

@@ -158,6 +158,11 @@ impl Terminal {
         let screen = self.screen();
         Ok(Settings::of(&self.settings)? == self.before && !screen.alternate_screen() && !screen.hide_cursor())
     }
+
+    /// Waits until it is: the last of what the program wrote may come after its end.
+    pub fn wait_until_restored(&self, within: Duration) -> Result<()> {
+        wait_until("the terminal to be given back", within, || Ok(self.is_restored()?.then_some(())))
+    }
 }
 
 impl Drop for Terminal {
