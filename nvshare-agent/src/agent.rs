@@ -87,7 +87,13 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<()> {
         .start()
         .context("cannot start the sampler's thread")?;
     let address = http.as_ref().and_then(|http| http.local_addr().ok());
-    let desk = Arc::new(Desk { hub: Arc::clone(&hub), sensors, started, metrics: address, history: History::default() });
+    let desk = Arc::new(Desk {
+        hub: Arc::clone(&hub),
+        sensors,
+        started,
+        metrics: address,
+        history: History::default(),
+    });
 
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();

@@ -82,7 +82,9 @@ pub enum RecordingError {
         source: std::io::Error,
     },
     /// The file is empty or begins with something else.
-    #[error("{0} is not a recording of `nvshare-agent --record` or `nvsharectl record`, or one of another version")]
+    #[error(
+        "{0} is not a recording of `nvshare-agent --record` or `nvsharectl record`, or one of another version"
+    )]
     Format(PathBuf),
     /// A line cannot be understood.
     #[error("{path}:{line}: {source}; the recording may be of another version of nvshare-agent")]
@@ -192,8 +194,7 @@ pub fn replay(path: &Path) -> Result<Replayed, RecordingError> {
     let mut lines = BufReader::new(File::open(path).map_err(failed)?).lines();
     let first = lines.next().ok_or_else(|| RecordingError::Format(path.to_owned()))?.map_err(failed)?;
     let head = serde_json::from_str::<Head>(&first).ok();
-    let mut engine =
-        head.and_then(Head::engine).ok_or_else(|| RecordingError::Format(path.to_owned()))?;
+    let mut engine = head.and_then(Head::engine).ok_or_else(|| RecordingError::Format(path.to_owned()))?;
     let mut done = Replayed { inputs: 0, outputs: 0 };
     let mut lines = lines.enumerate().peekable();
     while let Some((index, text)) = lines.next() {

@@ -14,12 +14,8 @@ pub fn clean(text: &str) -> String {
 
 /// Bytes in three or four digits.
 pub fn bytes(count: f64) -> String {
-    const UNITS: [(&str, f64); 4] = [
-        ("TiB", 1_099_511_627_776.0),
-        ("GiB", 1_073_741_824.0),
-        ("MiB", 1_048_576.0),
-        ("KiB", 1024.0),
-    ];
+    const UNITS: [(&str, f64); 4] =
+        [("TiB", 1_099_511_627_776.0), ("GiB", 1_073_741_824.0), ("MiB", 1_048_576.0), ("KiB", 1024.0)];
     for (unit, size) in UNITS {
         let value = count / size;
         if value >= 0.9995 {

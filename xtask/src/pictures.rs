@@ -8,8 +8,8 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use nvshare_tests::{
-    Agent, Binaries, Browser, Simulator, SimulatorOptions, Terminal, Workload, WorkloadOptions, browser,
-    monotonic_ms, terminal, wait_until,
+    Agent, Binaries, Browser, Simulator, SimulatorOptions, Terminal, browser, monotonic_ms, process::Guarded,
+    terminal, wait_until,
 };
 
 use crate::cargo;
@@ -29,9 +29,9 @@ pub(crate) struct Args {
 }
 
 /// How long two programs share before the third comes, and how long all three take turns.
-const TOGETHER: Duration = Duration::from_secs(12);
-const TURNS: Duration = Duration::from_secs(14);
-const PATIENCE: Duration = Duration::from_secs(60);
+const TOGETHER: Duration = Duration::from_secs(25);
+const TURNS: Duration = Duration::from_secs(45);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// No picture is larger, in bytes.
 const SIZE_MAX: usize = 150 << 10;
 
@@ -48,24 +48,36 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let simulator = Simulator::start(&binaries, &dir.join("sim"), &SimulatorOptions::default())?;
     let agent = Agent::start(&binaries, &simulator.agent_config(), &dir.join("run"))?;
     let program = |name: &str| {
-        let options = WorkloadOptions {
-            name: name.to_owned(),
-            memory: "400MiB".to_owned(),
-            gpu_work: "120s".to_owned(),
-            sweep_time: "20ms".to_owned(),
-            extra: Vec::new(),
-        };
-        Workload::start(&binaries, &simulator, Some(agent.run_dir()), dir, &options)
+        // A program goes by the name of its file.
+        let file = dir.join(name);
+        std::fs::copy(binaries.workload(), &file)?;
+        let mut command = Command::new(file);
+        command
+            .args([
+                "sweep",
+                "--name",
+                name,
+                "--memory",
+                "400MiB",
+                "--gpu-work",
+                "200s",
+                "--sweep-time",
+                "20ms",
+            ])
+            .envs(simulator.environment())
+            .env("LD_PRELOAD", binaries.shim())
+            .env("NVSHARE_RUN_DIR", agent.run_dir());
+        Guarded::spawn(name, &mut command, &dir.join(format!("{name}.log")), false)
     };
-    let _fit = [program("a")?, program("b")?];
+    let _fit = [program("training")?, program("notebook")?];
     pass(TOGETHER)?;
-    let _third = program("c")?;
+    let _third = program("inference")?;
     agent.wait_for_mode("exclusive", PATIENCE)?;
     pass(TURNS)?;
 
     let status = agent.ctl_json(&["status", "--json"])?;
     let address = status["metrics"].as_str().context("the agent serves no page")?;
-    let mut page = Browser::start(&chromium, 1100, 1180)?;
+    let mut page = Browser::start(&chromium, 1000, 800)?;
     page.open(&format!("http://{address}/"))?;
     page.wait_for("document.getElementById('state').textContent === 'Live, every second'", PATIENCE)?;
     for scheme in ["light", "dark"] {

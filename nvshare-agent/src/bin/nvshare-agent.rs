@@ -133,7 +133,8 @@ fn run(args: RunArgs) -> Result<()> {
         let shutdown = CancellationToken::new();
         let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
-        let running = agent::run(Options { config, record, overrides: (overrides_file, overrides) }, shutdown.clone());
+        let running =
+            agent::run(Options { config, record, overrides: (overrides_file, overrides) }, shutdown.clone());
         tokio::pin!(running);
         tokio::select! {
             result = &mut running => return result,

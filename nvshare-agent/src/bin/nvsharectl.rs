@@ -17,7 +17,9 @@ use nvshare_agent::{
         top::{self, TopError},
     },
     driver::{PlanEvent, millis},
-    operator::protocol::{ClientsReport, DoctorReport, Done, ExplainReport, Request, SettingsReport, StatusReport},
+    operator::protocol::{
+        ClientsReport, DoctorReport, Done, ExplainReport, Request, SettingsReport, StatusReport,
+    },
 };
 use nvshare_core::{ModeOrder, Nanos};
 use serde::de::DeserializeOwned;

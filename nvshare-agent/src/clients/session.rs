@@ -24,8 +24,8 @@ use crate::{
     clock,
     driver::{Command, DriverHandle},
     metrics::Metrics,
-    operator::settings::Settings,
     observe::{gpus::Gpus, uvm_counters::UvmCounters},
+    operator::settings::Settings,
 };
 
 /// A client must introduce itself, and end a frame that it began, within this time.

@@ -17,7 +17,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use super::{ConfigError, EngineConfig, quantity, read_toml};
 
 /// Begins the file.
-const HEAD: &str = "# Written by `nvsharectl set --persist`. The agent reads it when it starts, over its configuration.\n";
+const HEAD: &str =
+    "# Written by `nvsharectl set --persist`. The agent reads it when it starts, over its configuration.\n";
 
 /// Everything that an operator may change. An absent value leaves what the configuration says.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

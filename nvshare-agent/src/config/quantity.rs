@@ -77,6 +77,7 @@ pub(super) mod optional_duration {
     use super::{Deserialize as _, Deserializer, Nanos, Serializer, parse_duration};
     use serde::de::Error as _;
 
+    #[expect(clippy::ref_option, reason = "serde calls it so")]
     pub(in crate::config) fn serialize<S: Serializer>(
         value: &Option<Nanos>,
         serializer: S,
@@ -98,6 +99,7 @@ pub(super) mod optional_duration {
 pub(super) mod optional_bytes {
     use super::{Bytes, Deserializer, Serializer};
 
+    #[expect(clippy::ref_option, reason = "serde calls it so")]
     pub(in crate::config) fn serialize<S: Serializer>(
         value: &Option<Bytes>,
         serializer: S,
@@ -120,6 +122,7 @@ pub(super) mod optional_milli {
     use super::{Deserialize as _, Deserializer, Serializer};
     use serde::de::Error as _;
 
+    #[expect(clippy::ref_option, clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
     pub(in crate::config) fn serialize<S: Serializer>(
         value: &Option<u32>,
         serializer: S,

@@ -106,7 +106,9 @@ impl Connection {
         match self.receive() {
             Ok(Some(answer)) => Ok(Next::Answer(answer)),
             Ok(None) => Ok(Next::End),
-            Err(CtlError::Broken { source, .. }) if source.kind() == io::ErrorKind::WouldBlock => Ok(Next::Nothing),
+            Err(CtlError::Broken { source, .. }) if source.kind() == io::ErrorKind::WouldBlock => {
+                Ok(Next::Nothing)
+            }
             Err(error) => Err(error),
         }
     }

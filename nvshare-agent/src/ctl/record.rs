@@ -56,7 +56,11 @@ pub enum RecordError {
 fn create(path: &Path, force: bool) -> Result<BufWriter<File>, RecordError> {
     let mut options = OpenOptions::new();
     options.write(true);
-    if force { options.create(true).truncate(true) } else { options.create_new(true) };
+    if force {
+        options.create(true).truncate(true)
+    } else {
+        options.create_new(true)
+    };
     options.open(path).map(BufWriter::new).map_err(|source| match source.kind() {
         io::ErrorKind::AlreadyExists => RecordError::Exists(path.to_owned()),
         _ => RecordError::File { path: path.to_owned(), source },

@@ -176,9 +176,12 @@ fn limit(text: &str) -> Result<Setting<Bytes>, String> {
 }
 
 fn client(text: &str) -> Result<Who, String> {
-    let id = text.strip_prefix('c').and_then(|number| number.parse().ok()).map(|id| Who::Client(ClientId(id)));
+    let id =
+        text.strip_prefix('c').and_then(|number| number.parse().ok()).map(|id| Who::Client(ClientId(id)));
     id.or_else(|| text.parse().ok().map(Who::Pid)).ok_or_else(|| {
-        format!("`{text}` is neither a client's number (c3) nor a process id; `nvsharectl clients` shows both")
+        format!(
+            "`{text}` is neither a client's number (c3) nor a process id; `nvsharectl clients` shows both"
+        )
     })
 }
 
@@ -256,7 +259,8 @@ mod tests {
 
     #[test]
     fn users_go_by_name_or_number() {
-        let passwd = "root:x:0:0:root:/root:/bin/bash\nalice2:x:7:7::/:\nalice:x:1001:1001::/home/alice:/bin/sh\n";
+        let passwd =
+            "root:x:0:0:root:/root:/bin/bash\nalice2:x:7:7::/:\nalice:x:1001:1001::/home/alice:/bin/sh\n";
         assert_eq!((uid_of(passwd, "alice"), uid_of(passwd, "bob")), (Some(1001), None));
         assert_eq!(user("root"), Ok(Who::Uid(0)));
         assert_eq!(user("4711"), Ok(Who::Uid(4711)));

@@ -106,13 +106,11 @@ fn live(
             let left = Duration::from_nanos(next.since(clock::now()).0);
             if event::poll(left.min(LOOK_EVERY))? {
                 match event::read()? {
-                    Event::Key(key) if key.kind != KeyEventKind::Release => {
-                        match model.act(action(key)) {
-                            model::Wants::Quit => return Ok(()),
-                            model::Wants::Draw => break,
-                            model::Wants::Nothing => {}
-                        }
-                    }
+                    Event::Key(key) if key.kind != KeyEventKind::Release => match model.act(action(key)) {
+                        model::Wants::Quit => return Ok(()),
+                        model::Wants::Draw => break,
+                        model::Wants::Nothing => {}
+                    },
                     Event::Resize(..) => break,
                     _ => {}
                 }

@@ -107,7 +107,8 @@ impl History {
                 };
                 // A client that is new began from nothing.
                 let before = track.clients.get(&client.client).map(|(totals, _)| *totals).unwrap_or_default();
-                let rate = |before: Option<u64>, now: Option<u64>| now.map(|now| rise(before.unwrap_or(0), now));
+                let rate =
+                    |before: Option<u64>, now: Option<u64>| now.map(|now| rise(before.unwrap_or(0), now));
                 let rates = Rates {
                     bytes_in: rate(before.bytes_in, totals.bytes_in),
                     bytes_out: rate(before.bytes_out, totals.bytes_out),

@@ -7,7 +7,8 @@ use hyper::{
     Method, Request, Response, StatusCode,
     body::{Bytes, Incoming},
     header::{
-        CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
+        CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, REFERRER_POLICY,
+        X_CONTENT_TYPE_OPTIONS,
     },
     server::conn::http1,
     service::service_fn,
@@ -78,7 +79,8 @@ async fn respond(request: &Request<Incoming>, desk: &Desk) -> Response<Full<Byte
         "/live" => picture(desk, "text/html; charset=utf-8", page::live).await,
         "/overview.json" => {
             picture(desk, "application/json", |overview| {
-                serde_json::to_string(overview).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}")) + "\n"
+                serde_json::to_string(overview).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}"))
+                    + "\n"
             })
             .await
         }

@@ -39,7 +39,11 @@ enum What {
     Clients(Who, RuleChange),
 }
 
-fn within<T: PartialOrd>(value: Option<&T>, range: &std::ops::RangeInclusive<T>, said: &str) -> Result<(), String> {
+fn within<T: PartialOrd>(
+    value: Option<&T>,
+    range: &std::ops::RangeInclusive<T>,
+    said: &str,
+) -> Result<(), String> {
     match value.filter(|value| !range.contains(value)) {
         Some(_) => Err(said.to_owned()),
         None => Ok(()),

@@ -79,7 +79,9 @@ pub fn live(overview: &OverviewReport) -> String {
         count(overview.clients(), "client"),
     );
     if status.gpus.is_empty() {
-        html.push_str("<section><h2>No GPU</h2><p>GPUs appear when NVML works or a program uses one.</p></section>");
+        html.push_str(
+            "<section><h2>No GPU</h2><p>GPUs appear when NVML works or a program uses one.</p></section>",
+        );
     }
     for gpu in &status.gpus {
         gpu_section(&mut html, overview, gpu);
@@ -160,9 +162,10 @@ fn memory(html: &mut String, gpu: &GpuReport) {
         },
     );
     let said = format!("{} managed of {of}", bytes(gpu.committed_bytes as f64));
+    let mark = if capacity > 0 { " <small>The dashed line marks what the GPU can hold.</small>" } else { "" };
     let _ = write!(
         html,
-        "<p id=\"m-{0}\">{said}</p><svg class=\"memory\" viewBox=\"0 0 1000 20\" preserveAspectRatio=\"none\" role=\"img\" \
+        "<p><span id=\"m-{0}\">{said}</span>.{mark}</p><svg class=\"memory\" viewBox=\"0 0 1000 20\" preserveAspectRatio=\"none\" role=\"img\" \
          aria-labelledby=\"m-{0}\">",
         gpu.gpu
     );
@@ -228,8 +231,8 @@ fn chart(html: &mut String, name: &str, values: &[Option<f64>], top: f64, text: 
         if let Some(value) = value {
             run.push((x, 39.0 - (value / top).clamp(0.0, 1.0) * 37.0));
         } else if let (Some(&(begin, _)), Some(&(end, _))) = (run.first(), run.last()) {
-            let line: String = run.iter().map(|(x, y)| format!("{x},{y:.1} ")).collect();
-            let line = line.trim_end();
+            let points: Vec<String> = run.iter().map(|(x, y)| format!("{x},{y:.1}")).collect();
+            let line = points.join(" ");
             let _ = write!(
                 html,
                 "<polygon class=\"area\" points=\"{begin},40 {line} {end},40\"/><polyline class=\"top\" points=\"{line}\"/>"
@@ -267,12 +270,11 @@ fn clients(html: &mut String, gpu: &GpuReport, history: Option<&GpuHistory>) {
             or_dash(rates.bytes_out, rate),
             or_dash(client.seen.evicted_by_others.map(|evicted| evicted.0 as f64), bytes),
         ];
-        let numbers: String =
-            numbers.iter().map(|number| format!("<td class=\"number\">{number}</td>")).collect();
+        let numbers = numbers.map(|number| format!("<td class=\"number\">{number}</td>")).concat();
         let turn = if holds(gpu, client) { " class=\"holds\"" } else { "" };
         let _ = write!(
             html,
-            "<tr data-key=\"{0}\"{turn}><th scope=\"row\">{0}</th><td>{1}</td><td>{2}</td><td>{3}</td>{numbers}</tr>",
+            "<tr data-key=\"{0}\"{turn}><th scope=\"row\">{0}</th><td class=\"name\">{1}</td><td>{2}</td><td>{3}</td>{numbers}</tr>",
             client.client,
             escape(&client.name),
             client.pid,
@@ -349,6 +351,9 @@ mod tests {
         chart(&mut html, "Stall", &[Some(0.0), Some(1.0), None, Some(0.5)], 1.0, percent);
         assert!(html.contains("points=\"116,39.0 117,2.0\""), "{html}");
         assert!(html.contains("points=\"119,20.5\""), "{html}");
-        assert!(html.contains("aria-label=\"Stall in the last two minutes: 50 % now, 100 % at most\""), "{html}");
+        assert!(
+            html.contains("aria-label=\"Stall in the last two minutes: 50 % now, 100 % at most\""),
+            "{html}"
+        );
     }
 }

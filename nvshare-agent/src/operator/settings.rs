@@ -103,9 +103,7 @@ impl Settings {
             let path = self.file.as_deref().ok_or(PersistError::NoFile)?;
             let mut persisted = self.state().persisted.clone();
             persisted.apply(change);
-            persisted
-                .save(path)
-                .map_err(|source| PersistError::Write { path: path.to_owned(), source })?;
+            persisted.save(path).map_err(|source| PersistError::Write { path: path.to_owned(), source })?;
             self.state().persisted = persisted;
         }
         self.state().in_force.apply(change);

@@ -24,7 +24,7 @@ use crate::process::wait_until;
 /// The names under which distributions install it.
 const NAMES: [&str; 3] = ["chromium", "chromium-browser", "google-chrome"];
 /// A browser that takes longer for anything is broken.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A running browser with one page; dropped, it is killed.
 #[derive(Debug)]
@@ -111,20 +111,20 @@ impl Browser {
             complaints: Vec::new(),
             _profile: profile,
         };
-        let target = browser.call("Target.createTarget", json!({"url": "about:blank"}))?;
+        let target = browser.call("Target.createTarget", &json!({"url": "about:blank"}))?;
         let attach = json!({"targetId": target["targetId"], "flatten": true});
-        let attached = browser.call("Target.attachToTarget", attach)?;
-        browser.session =
-            attached["sessionId"].as_str().context("the browser gives no session")?.to_owned();
+        let attached = browser.call("Target.attachToTarget", &attach)?;
+        let session = attached["sessionId"].as_str().context("the browser gives no session")?;
+        browser.session.push_str(session);
         for domain in ["Page.enable", "Runtime.enable", "Log.enable"] {
-            browser.call(domain, json!({}))?;
+            browser.call(domain, &json!({}))?;
         }
         browser.resize(width, height)?;
         Ok(browser)
     }
 
     /// One command of the DevTools protocol and its answer.
-    pub fn call(&mut self, method: &str, params: Value) -> Result<Value> {
+    pub fn call(&mut self, method: &str, params: &Value) -> Result<Value> {
         self.last += 1;
         let mut request = json!({"id": self.last, "method": method, "params": params});
         if !self.session.is_empty() {
@@ -167,7 +167,7 @@ impl Browser {
 
     /// Opens a page.
     pub fn open(&mut self, url: &str) -> Result<()> {
-        let opened = self.call("Page.navigate", json!({"url": url}))?;
+        let opened = self.call("Page.navigate", &json!({"url": url}))?;
         if let Some(error) = opened["errorText"].as_str() {
             bail!("{url}: {error}");
         }
@@ -182,7 +182,7 @@ impl Browser {
     /// The value of an expression in the page.
     pub fn evaluate(&mut self, expression: &str) -> Result<Value> {
         let params = json!({"expression": expression, "returnByValue": true, "awaitPromise": true});
-        let answer = self.call("Runtime.evaluate", params)?;
+        let answer = self.call("Runtime.evaluate", &params)?;
         if let Some(thrown) = answer.get("exceptionDetails") {
             return Err(anyhow!("{expression}: {thrown}"));
         }
@@ -191,7 +191,8 @@ impl Browser {
 
     /// Waits until an expression is true.
     pub fn wait_for(&mut self, expression: &str, within: Duration) -> Result<()> {
-        let waited = wait_until(expression, within, || Ok((self.evaluate(expression)? == true).then_some(())));
+        let waited =
+            wait_until(expression, within, || Ok((self.evaluate(expression)? == true).then_some(())));
         waited.with_context(|| {
             let text = self.evaluate("document.body.innerText").unwrap_or_default();
             format!("the page:\n{}", text.as_str().unwrap_or_default())
@@ -201,26 +202,26 @@ impl Browser {
     /// Prefers dark or light pages.
     pub fn prefer(&mut self, scheme: &str) -> Result<()> {
         let features = json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]});
-        self.call("Emulation.setEmulatedMedia", features)?;
+        self.call("Emulation.setEmulatedMedia", &features)?;
         Ok(())
     }
 
     /// Lets pages run scripts, or not.
     pub fn allow_scripts(&mut self, allow: bool) -> Result<()> {
-        self.call("Emulation.setScriptExecutionDisabled", json!({"value": !allow}))?;
+        self.call("Emulation.setScriptExecutionDisabled", &json!({"value": !allow}))?;
         Ok(())
     }
 
     /// Changes the size of the page.
     pub fn resize(&mut self, width: u32, height: u32) -> Result<()> {
         let size = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": false});
-        self.call("Emulation.setDeviceMetricsOverride", size)?;
+        self.call("Emulation.setDeviceMetricsOverride", &size)?;
         Ok(())
     }
 
     /// A picture of the page as PNG.
     pub fn screenshot(&mut self) -> Result<Vec<u8>> {
-        let shot = self.call("Page.captureScreenshot", json!({"format": "png"}))?;
+        let shot = self.call("Page.captureScreenshot", &json!({"format": "png"}))?;
         let data = shot["data"].as_str().context("the browser gives no picture")?;
         STANDARD.decode(data).context("the browser's picture is broken")
     }

@@ -87,7 +87,8 @@ impl Terminal {
                 Ok(())
             });
         }
-        let child = command.spawn().with_context(|| format!("starting {}", command.get_program().display()))?;
+        let child =
+            command.spawn().with_context(|| format!("starting {}", command.get_program().display()))?;
         let (high, wide) = size(columns, rows)?;
         let screen = Arc::new(Mutex::new(vt100::Parser::new(high, wide, 0)));
         let mut output = File::from(ours.try_clone()?);
@@ -156,7 +157,9 @@ impl Terminal {
     /// Whether the terminal is as it was before the program: its settings, its screen, its cursor.
     pub fn is_restored(&self) -> Result<bool> {
         let screen = self.screen();
-        Ok(Settings::of(&self.settings)? == self.before && !screen.alternate_screen() && !screen.hide_cursor())
+        Ok(Settings::of(&self.settings)? == self.before
+            && !screen.alternate_screen()
+            && !screen.hide_cursor())
     }
 
     /// Waits until it is: the last of what the program wrote may come after its end.
@@ -227,7 +230,13 @@ pub fn to_svg(screen: &vt100::Screen) -> String {
                 "<text x=\"{x:.1}\" y=\"{:.1}\" xml:space=\"preserve\" textLength=\"{length:.1}\" \
                  lengthAdjust=\"spacingAndGlyphs\" fill=\"{}\"{}>{escaped}</text>",
                 y + 13.5,
-                if inverse { "#14181d" } else if dim { "#8b97a5" } else { "#dfe5ec" },
+                if inverse {
+                    "#14181d"
+                } else if dim {
+                    "#8b97a5"
+                } else {
+                    "#dfe5ec"
+                },
                 if bold { " font-weight=\"bold\"" } else { "" },
             );
         }

@@ -3,9 +3,7 @@
 use std::{process::Command, time::Duration};
 
 use anyhow::{Context as _, Result};
-use nvshare_tests::{
-    Browser, Scene, SimulatorOptions, Terminal, Workload, browser, process::Guarded, skip,
-};
+use nvshare_tests::{Browser, Scene, SimulatorOptions, Terminal, Workload, browser, process::Guarded, skip};
 use serde_json::json;
 
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -13,7 +11,8 @@ const PATIENCE: Duration = Duration::from_mins(1);
 /// Two programs that do not fit together, at the time when the agent has noticed.
 fn thrash() -> Result<(Scene, Vec<Workload>)> {
     let scene = Scene::open(&SimulatorOptions::default())?;
-    let programs = vec![scene.sweep("left", "600MiB", "60s", &[])?, scene.sweep("right", "600MiB", "60s", &[])?];
+    let programs =
+        vec![scene.sweep("left", "600MiB", "60s", &[])?, scene.sweep("right", "600MiB", "60s", &[])?];
     scene.agent.wait_for_mode("exclusive", PATIENCE)?;
     Ok((scene, programs))
 }
@@ -36,7 +35,8 @@ fn top_shows_thrash_live_and_gives_the_terminal_back_however_it_ends() -> Result
             && text.matches("nvshare-work").count() >= 2
     })?;
     // Bytes were moved, and the sparkline is drawn.
-    terminal.wait_for("bars", PATIENCE, |text| text.contains("MiB/s") && text.contains(['▅', '▆', '▇', '█']))?;
+    terminal
+        .wait_for("bars", PATIENCE, |text| text.contains("MiB/s") && text.contains(['▅', '▆', '▇', '█']))?;
     assert!(!terminal.is_restored()?, "it draws on a screen of its own");
     terminal.press("?")?;
     terminal.wait_for("the keys", PATIENCE, |text| text.contains("next order of clients"))?;
@@ -47,7 +47,8 @@ fn top_shows_thrash_live_and_gives_the_terminal_back_however_it_ends() -> Result
     terminal.press("p")?;
     terminal.wait_for("news", PATIENCE, |text| text.contains("live") && *text != paused)?;
     terminal.resize(150, 40)?;
-    terminal.wait_for("wider columns", PATIENCE, |text| text.contains("FOR OTHERS") && text.contains("WEIGHT"))?;
+    terminal
+        .wait_for("wider columns", PATIENCE, |text| text.contains("FOR OTHERS") && text.contains("WEIGHT"))?;
     terminal.press("q")?;
     assert!(terminal.wait(PATIENCE)?.success());
     terminal.wait_until_restored(PATIENCE)?;
@@ -63,7 +64,8 @@ fn top_shows_thrash_live_and_gives_the_terminal_back_however_it_ends() -> Result
     let mut terminal = top(&scene, 80, 24)?;
     terminal.wait_for("the picture", PATIENCE, |text| text.contains("live"))?;
     scene.agent.process().stop(PATIENCE)?;
-    terminal.wait_for("the loss", PATIENCE, |text| text.contains("NO AGENT") && text.contains("nvshare-work"))?;
+    terminal
+        .wait_for("the loss", PATIENCE, |text| text.contains("NO AGENT") && text.contains("nvshare-work"))?;
     scene.replace_agent()?;
     terminal.wait_for("the new agent", PATIENCE, |text| text.contains("live"))?;
     terminal.press("\u{3}")?;
@@ -109,7 +111,17 @@ fn the_status_page_is_live_readable_by_everybody_and_keeps_to_itself() -> Result
     std::fs::copy(scene.binaries().workload(), &hostile)?;
     let mut hostile = Command::new(hostile);
     hostile
-        .args(["sweep", "--name", "hostile", "--memory", "600MiB", "--gpu-work", "60s", "--sweep-time", "10ms"])
+        .args([
+            "sweep",
+            "--name",
+            "hostile",
+            "--memory",
+            "600MiB",
+            "--gpu-work",
+            "60s",
+            "--sweep-time",
+            "10ms",
+        ])
         .envs(scene.simulator.environment())
         .env("LD_PRELOAD", scene.binaries().shim())
         .env("NVSHARE_RUN_DIR", scene.agent.run_dir());
@@ -134,7 +146,10 @@ fn the_status_page_is_live_readable_by_everybody_and_keeps_to_itself() -> Result
     // Landmarks, headings, headers of tables, names of pictures and controls.
     for (none, selector) in [
         ("missing landmark", "['header', 'main', 'footer'].filter(e => !document.querySelector(e))"),
-        ("header of no row or column", "[...document.querySelectorAll('th:not([scope])')].map(e => e.outerHTML)"),
+        (
+            "header of no row or column",
+            "[...document.querySelectorAll('th:not([scope])')].map(e => e.outerHTML)",
+        ),
         (
             "picture without a name",
             "[...document.querySelectorAll('svg')].filter(e => e.getAttribute('role') !== 'img' || \
@@ -145,9 +160,18 @@ fn the_status_page_is_live_readable_by_everybody_and_keeps_to_itself() -> Result
             "[...document.querySelectorAll('section')].filter(e => \
              !document.getElementById(e.getAttribute('aria-labelledby'))).map(e => e.outerHTML)",
         ),
-        ("control without a name", "[...document.querySelectorAll('button, a')].filter(e => !e.innerText.trim()).map(e => e.outerHTML)"),
-        ("doubled id", "[...document.querySelectorAll('[id]')].map(e => e.id).filter((id, i, all) => all.indexOf(id) !== i)"),
-        ("foreign request", "performance.getEntriesByType('resource').map(e => e.name).filter(n => !n.startsWith(location.origin))"),
+        (
+            "control without a name",
+            "[...document.querySelectorAll('button, a')].filter(e => !e.innerText.trim()).map(e => e.outerHTML)",
+        ),
+        (
+            "doubled id",
+            "[...document.querySelectorAll('[id]')].map(e => e.id).filter((id, i, all) => all.indexOf(id) !== i)",
+        ),
+        (
+            "foreign request",
+            "performance.getEntriesByType('resource').map(e => e.name).filter(n => !n.startsWith(location.origin))",
+        ),
     ] {
         assert_eq!(page.evaluate(selector)?, json!([]), "{none}");
     }
@@ -157,9 +181,22 @@ fn the_status_page_is_live_readable_by_everybody_and_keeps_to_itself() -> Result
     for scheme in ["light", "dark"] {
         page.prefer(scheme)?;
         backgrounds.push(page.evaluate("getComputedStyle(document.body).backgroundColor")?);
-        for selector in ["main p", ".mode strong", "h2 small", "dt", "thead th", "td", "figcaption span", "#state", "a[href=metrics]"] {
+        for selector in [
+            "main p",
+            ".mode strong",
+            "h2 small",
+            "dt",
+            "thead th",
+            "td",
+            "figcaption span",
+            "#state",
+            "a[href=metrics]",
+        ] {
             let contrast = page.evaluate(&format!("{CONTRAST}({selector:?})"))?;
-            assert!(contrast.as_f64().is_some_and(|contrast| contrast >= 4.5), "{scheme} {selector}: {contrast}");
+            assert!(
+                contrast.as_f64().is_some_and(|contrast| contrast >= 4.5),
+                "{scheme} {selector}: {contrast}"
+            );
         }
     }
     assert_ne!(backgrounds[0], backgrounds[1]);
@@ -175,7 +212,8 @@ fn the_status_page_is_live_readable_by_everybody_and_keeps_to_itself() -> Result
     page.evaluate("document.getElementById('pause').click()")?;
     assert_eq!(page.evaluate("document.getElementById('pause').ariaPressed")?, "true");
     page.evaluate("document.getElementById('live').firstElementChild.firstElementChild.textContent = 'old'")?;
-    let still = "new Promise(done => setTimeout(() => done(document.querySelector('main p').textContent), 1500))";
+    let still =
+        "new Promise(done => setTimeout(() => done(document.querySelector('main p').textContent), 1500))";
     assert_eq!(page.evaluate(still)?, "old");
     page.evaluate("document.getElementById('pause').click()")?;
     page.wait_for("document.querySelector('main p').textContent.startsWith('nvshare-agent')", PATIENCE)?;
@@ -186,7 +224,10 @@ fn the_status_page_is_live_readable_by_everybody_and_keeps_to_itself() -> Result
     page.open(&url(&scene)?)?;
     let text = page.evaluate("document.body.innerText")?;
     let text = text.as_str().context("no text")?;
-    assert!(text.contains("exclusive") && text.contains("<img src=x") && text.contains("A picture of one moment"), "{text}");
+    assert!(
+        text.contains("exclusive") && text.contains("<img src=x") && text.contains("A picture of one moment"),
+        "{text}"
+    );
     assert_eq!(page.evaluate("document.querySelector('meta[http-equiv=refresh]') !== null")?, true);
     page.allow_scripts(true)?;
     page.open(&url(&scene)?)?;
@@ -195,7 +236,10 @@ fn the_status_page_is_live_readable_by_everybody_and_keeps_to_itself() -> Result
     page.wait_for("document.getElementById('state').textContent === 'Live, every second'", PATIENCE)?;
     let mut scene = scene;
     scene.agent.process().stop(PATIENCE)?;
-    page.wait_for("document.getElementById('state').textContent.startsWith('No answer from the agent')", PATIENCE)?;
+    page.wait_for(
+        "document.getElementById('state').textContent.startsWith('No answer from the agent')",
+        PATIENCE,
+    )?;
     assert_eq!(page.evaluate("document.querySelectorAll('section tbody tr[data-key]').length")?, 2);
     Ok(())
 }

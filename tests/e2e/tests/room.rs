@@ -131,10 +131,14 @@ fn an_operators_limit_holds_for_a_running_program_until_it_is_taken_back() {
             assert_ne!(lines.read_line(&mut line).unwrap(), 0, "it ended before it said {word}");
         }
     };
+    // The session may begin a moment after the program said so.
     let set = |limit: &str| {
         let pid = program.id().to_string();
-        let output = agent.ctl(&["set", "limit", limit, "--client", &pid]).unwrap();
-        assert!(output.status.success(), "{output:?}");
+        wait_until("the agent to take the limit", PATIENCE, || {
+            let output = agent.ctl(&["set", "limit", limit, "--client", &pid])?;
+            Ok(output.status.success().then_some(()))
+        })
+        .unwrap();
     };
     hear("began");
     set("100MiB");

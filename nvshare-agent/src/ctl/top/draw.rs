@@ -212,7 +212,11 @@ fn about(overview: &OverviewReport, gpu: &GpuReport, width: usize) -> Vec<Line<'
     let mut wrapped = wrap(&rest, width.saturating_sub(mode.len() + 3)).into_iter();
     let first = wrapped.next().unwrap_or_default();
     let joint = if first.starts_with([':', ',']) { "" } else { " " };
-    lines.push(Line::from(vec![Span::raw("  "), Span::styled(mode, BOLD), Span::raw(format!("{joint}{first}"))]));
+    lines.push(Line::from(vec![
+        Span::raw("  "),
+        Span::styled(mode, BOLD),
+        Span::raw(format!("{joint}{first}")),
+    ]));
     lines.extend(wrapped.map(|line| Line::raw(format!("    {line}"))));
     let turn = if gpu.takes_turns() {
         let who: Vec<String> =
@@ -233,23 +237,29 @@ fn about(overview: &OverviewReport, gpu: &GpuReport, width: usize) -> Vec<Line<'
 
 /// Memory, stalls and bytes.
 fn figures(history: Option<&GpuHistory>, gpu: &GpuReport, width: usize) -> Vec<Line<'static>> {
-    let bars = (width.saturating_sub(56) / 2).clamp(10, 60);
+    let bars = (width.saturating_sub(42) / 2).clamp(6, 60);
     let known = |of: fn(&GpuHistory) -> &Vec<f64>| {
         history.map(of).map(|rates| rates.iter().copied().map(Some).collect::<Vec<_>>()).unwrap_or_default()
     };
-    let (ins, outs, curable) =
-        (known(|history| &history.bytes_in), known(|history| &history.bytes_out), known(|history| &history.curable));
+    let (ins, outs, curable) = (
+        known(|history| &history.bytes_in),
+        known(|history| &history.bytes_out),
+        known(|history| &history.curable),
+    );
     let peak = |rates: &[Option<f64>]| rates.iter().flatten().copied().fold(QUIET_RATE, f64::max);
     let moved = peak(&ins).max(peak(&outs));
     let now = |rates: &[Option<f64>]| rate(rates.last().copied().flatten().unwrap_or_default());
     let line = |rates: &[Option<f64>], top| spark::line(rates.iter().copied(), top, bars);
     let stall = history.map(|history| history.stall.clone()).unwrap_or_default();
     let full = gpu.committed_ratio();
-    let filled = (full.unwrap_or_default().min(1.0) * bars as f64).round() as usize;
-    let memory = format!("{}{}", "█".repeat(filled), "·".repeat(bars - filled));
+    // What is there and used, used beyond what is there, there and free.
+    let cells = |ratio: f64| (ratio * bars as f64).round() as usize;
+    let full_or_none = full.unwrap_or_default();
+    let (held, beyond) = (cells(full_or_none.min(1.0) / full_or_none.max(1.0)), cells(full_or_none.min(1.0)));
+    let memory = format!("{}{}{}", "█".repeat(held), "▒".repeat(beyond - held), "·".repeat(bars - beyond));
     let of = gpu.capacity_bytes.map_or_else(
         || "an unknown size".to_owned(),
-        |capacity| format!("{} ({})", bytes(capacity as f64), percent(full.unwrap_or_default())),
+        |capacity| format!("{} ({})", bytes(capacity as f64), percent(full_or_none)),
     );
     vec![
         Line::raw(fit(
@@ -258,7 +268,7 @@ fn figures(history: Option<&GpuHistory>, gpu: &GpuReport, width: usize) -> Vec<L
         )),
         Line::raw(fit(
             &format!(
-                "  stall  {} {:<12} refault {} {:<11}",
+                "  stall  {} {:<10} refault {} {:<10}",
                 line(&stall, 1.0),
                 or_dash(gpu.stall, percent),
                 line(&curable, peak(&curable)),
@@ -267,7 +277,13 @@ fn figures(history: Option<&GpuHistory>, gpu: &GpuReport, width: usize) -> Vec<L
             width,
         )),
         Line::raw(fit(
-            &format!("  in     {} {:<12} out     {} {:<11}", line(&ins, moved), now(&ins), line(&outs, moved), now(&outs)),
+            &format!(
+                "  in     {} {:<10} out     {} {:<10}",
+                line(&ins, moved),
+                now(&ins),
+                line(&outs, moved),
+                now(&outs)
+            ),
             width,
         )),
     ]
@@ -327,12 +343,7 @@ const COLUMNS: [Column; 12] = [
     Column { head: "PRIO", width: 5, from: 110, text: |client, _| client.priority.to_string() },
 ];
 
-fn clients(
-    history: Option<&GpuHistory>,
-    gpu: &GpuReport,
-    model: &Model,
-    width: usize,
-) -> Vec<Line<'static>> {
+fn clients(history: Option<&GpuHistory>, gpu: &GpuReport, model: &Model, width: usize) -> Vec<Line<'static>> {
     if gpu.clients.is_empty() {
         return vec![Line::styled("  no clients", DIM)];
     }
@@ -342,8 +353,12 @@ fn clients(
     let row = |id: &str, name: &str, pid: &str, cells: &[String]| {
         let mut text = format!("  {} {} {}", fit(id, 4), fit(name, program), fit(pid, 7));
         for (column, cell) in shown.iter().zip(cells) {
-            text.push(' ');
-            text.push_str(&fit(cell, column.width));
+            let cell = fit(cell, column.width);
+            // Figures stand at the right of their column, so that their digits line up.
+            let words = cell.trim_end();
+            let blanks = " ".repeat(cell.len() - words.len());
+            let (left, right) = if column.head == "STATE" { (words, &*blanks) } else { (&*blanks, words) };
+            text.extend([" ", left, right]);
         }
         fit(&text, width)
     };

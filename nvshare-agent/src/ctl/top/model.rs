@@ -25,8 +25,7 @@ pub enum Sort {
 }
 
 impl Sort {
-    const ALL: [Self; 6] =
-        [Self::Client, Self::Program, Self::Managed, Self::Had, Self::Waited, Self::In];
+    const ALL: [Self; 6] = [Self::Client, Self::Program, Self::Managed, Self::Had, Self::Waited, Self::In];
 
     /// The column's name.
     pub fn as_str(self) -> &'static str {
