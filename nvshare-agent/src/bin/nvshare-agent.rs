@@ -112,6 +112,8 @@ fn run(args: RunArgs) -> Result<()> {
         .with_ansi(std::io::stderr().is_terminal())
         .init();
     let overrides_file = overrides.or_else(|| config.as_deref().map(Overrides::beside));
+    // Operators are told the path, and are elsewhere.
+    let overrides_file = overrides_file.map(std::path::absolute).transpose()?;
     let overrides = overrides_file.as_deref().map(Overrides::load).transpose()?.unwrap_or_default();
     if overrides != Overrides::default() {
         let file = overrides_file.as_deref().unwrap_or(Path::new("")).display();

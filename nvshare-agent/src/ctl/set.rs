@@ -96,7 +96,8 @@ pub enum Order {
 /// For how long a change holds, and how its answer is printed.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct Lasting {
-    /// Keep it over a restart of the agent, in the file that `nvsharectl settings` names.
+    /// Keep it over a restart of the agent, in the file that `nvsharectl settings` names; not for single clients, which
+    /// do not outlive their program.
     #[arg(long)]
     pub persist: bool,
     /// Format of the answer.

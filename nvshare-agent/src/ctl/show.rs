@@ -19,9 +19,8 @@ use crate::{
 pub fn done(done: &Done) -> String {
     let Done { said, clients, persisted } = done;
     let concerns = match clients.len() {
-        1 => " (1 client now)".to_owned(),
-        count if count > 1 => format!(" ({count} clients now)"),
-        _ => String::new(),
+        0 | 1 => String::new(),
+        count => format!(" ({count} clients now)"),
     };
     match persisted {
         Some(file) => format!("{said}{concerns}; kept in {}\n", file.display()),

@@ -205,15 +205,19 @@ async fn on_clients(desk: &Desk, who: Who, change: RuleChange, persist: bool) ->
         };
         desk.hub.driver.order(order).await.map_err(|gone| gone.to_string())?;
     }
+    let each = match who {
+        Who::Uid(_) => format!("each program of {whose}"),
+        Who::Client(_) | Who::Pid(_) => whose.clone(),
+    };
     let said = match change {
         RuleChange::Weight(Some(milli)) => format!("the weight of {whose} is {}", f64::from(milli) / 1e3),
         RuleChange::Weight(None) => format!("the weight of {whose} is the default again"),
         RuleChange::Priority(Some(priority)) => format!("the priority of {whose} is {priority}"),
         RuleChange::Priority(None) => format!("the priority of {whose} is the default again"),
         RuleChange::Limit(Some(limit)) => {
-            format!("{whose}: at most {limit} on each GPU for each program; what they hold already stays")
+            format!("{each} may hold at most {limit} on each GPU; what is held already stays")
         }
-        RuleChange::Limit(None) => format!("{whose}: no limit of memory"),
+        RuleChange::Limit(None) => format!("{each} has no limit of memory"),
     };
     Ok(done(desk, said, &meant, persist))
 }

@@ -218,7 +218,7 @@ fn chart(html: &mut String, name: &str, values: &[Option<f64>], top: f64, text: 
     let peak = or_dash(values.iter().flatten().copied().reduce(f64::max), text);
     let _ = write!(
         html,
-        "<figure><figcaption>{name} <b>{now}</b> <span>peak {peak}</span></figcaption>\
+        "<figure><figcaption>{name}: <b>{now}</b> <span>peak {peak}</span></figcaption>\
          <svg viewBox=\"0 0 {} 40\" preserveAspectRatio=\"none\" role=\"img\" aria-label=\"{name} in the last two minutes: \
          {now} now, {peak} at most\">",
         SPAN - 1
@@ -249,13 +249,15 @@ fn clients(html: &mut String, gpu: &GpuReport, history: Option<&GpuHistory>) {
         return;
     }
     html.push_str(
-        "<div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-label=\"Clients\"><table><caption>Clients; ▶ has the turn</caption>\
+        "<div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-label=\"Clients\"><table>\
+         <caption>Clients; ▶ has the turn. In and out: moved to and from the GPU. For others: pushed out to \
+         make room for other programs.</caption>\
          <thead><tr><th scope=\"col\">Client<th scope=\"col\">Program<th scope=\"col\">PID<th scope=\"col\">State\
          <th scope=\"col\" class=\"number\">Managed<th scope=\"col\" class=\"number\">Plain\
          <th scope=\"col\" class=\"number\">Limit<th scope=\"col\" class=\"number\">Weight\
-         <th scope=\"col\" class=\"number\">Had the GPU<th scope=\"col\" class=\"number\">Waited\
+         <th scope=\"col\" class=\"number\">Had GPU<th scope=\"col\" class=\"number\">Waited\
          <th scope=\"col\" class=\"number\">In<th scope=\"col\" class=\"number\">Out\
-         <th scope=\"col\" class=\"number\">Pushed out for others</tr></thead><tbody>",
+         <th scope=\"col\" class=\"number\">For others</tr></thead><tbody>",
     );
     for client in &gpu.clients {
         let rates = history.map(|history| history.rates(client)).unwrap_or_default();

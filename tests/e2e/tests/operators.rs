@@ -99,18 +99,43 @@ fn the_status_page_is_live_readable_by_everybody_and_keeps_to_itself() -> Result
         skip("the status page in a browser", "Chromium is not installed (Debian: chromium)");
         return Ok(());
     };
-    let scene = Scene::open(&SimulatorOptions::default())?;
+    let mut scene = Scene::open(&SimulatorOptions::default())?;
     let mut page = Browser::start(&program, 1100, 900)?;
     page.open(&url(&scene)?)?;
-    page.wait_for("document.getElementById('state').textContent === 'Live, every second'", PATIENCE)?;
-
+    page.wait_for(LIVE, PATIENCE)?;
     // The user opens the glossary, and is somewhere with the keyboard.
     page.evaluate("document.querySelector('details').open = true; document.getElementById('pause').focus()")?;
     // A program with a hostile name, and another that does not fit beside it.
-    let hostile = scene.dir().join("<img src=x onerror=boom>");
-    std::fs::copy(scene.binaries().workload(), &hostile)?;
-    let mut hostile = Command::new(hostile);
-    hostile
+    let _hostile = hostile(&scene)?;
+    let _other = scene.sweep("other", "600MiB", "60s", &[])?;
+    follows_what_happens(&mut page)?;
+    nobody_is_left_out(&mut page)?;
+    can_be_read_in_light_and_dark_and_on_a_phone(&mut page)?;
+    stands_still_on_request(&mut page)?;
+    assert_eq!(page.complaints()?, Vec::<String>::new());
+    works_without_scripts(&mut page, &scene)?;
+
+    // An agent that goes is said, and the picture stays.
+    page.open(&url(&scene)?)?;
+    page.wait_for(LIVE, PATIENCE)?;
+    scene.agent.process().stop(PATIENCE)?;
+    page.wait_for(
+        "document.getElementById('state').textContent.startsWith('No answer from the agent')",
+        PATIENCE,
+    )?;
+    assert_eq!(page.evaluate(CLIENTS)?, 2);
+    Ok(())
+}
+
+const LIVE: &str = "document.getElementById('state').textContent === 'Live, every second'";
+const CLIENTS: &str = "document.querySelectorAll('section tbody tr[data-key]').length";
+
+/// A program whose name is markup.
+fn hostile(scene: &Scene) -> Result<Guarded> {
+    let file = scene.dir().join("<img src=x onerror=boom>");
+    std::fs::copy(scene.binaries().workload(), &file)?;
+    let mut command = Command::new(file);
+    command
         .args([
             "sweep",
             "--name",
@@ -125,25 +150,33 @@ fn the_status_page_is_live_readable_by_everybody_and_keeps_to_itself() -> Result
         .envs(scene.simulator.environment())
         .env("LD_PRELOAD", scene.binaries().shim())
         .env("NVSHARE_RUN_DIR", scene.agent.run_dir());
-    let _hostile = Guarded::spawn("hostile", &mut hostile, &scene.dir().join("hostile.log"), false)?;
-    let _other = scene.sweep("other", "600MiB", "60s", &[])?;
-    page.wait_for("document.querySelector('.mode strong').textContent === 'exclusive'", PATIENCE)?;
-    page.wait_for("document.querySelectorAll('section tbody tr[data-key]').length === 2", PATIENCE)?;
-    page.wait_for("document.querySelector('tr.holds') !== null", PATIENCE)?;
-    page.wait_for("document.querySelector('figure polyline') !== null", PATIENCE)?;
-    page.wait_for("document.getElementById('live').innerText.includes('shared → exclusive')", PATIENCE)?;
-    // The change was said to those who do not see it, once and politely.
-    page.wait_for("document.getElementById('said').textContent.includes('is exclusive: thrash')", PATIENCE)?;
+    Guarded::spawn("hostile", &mut command, &scene.dir().join("hostile.log"), false)
+}
+
+/// All of it without moving the user, and with the hostile name as text.
+fn follows_what_happens(page: &mut Browser) -> Result<()> {
+    for shown in [
+        "document.querySelector('.mode strong').textContent === 'exclusive'",
+        &format!("{CLIENTS} === 2"),
+        "document.querySelector('tr.holds') !== null",
+        "document.querySelector('figure polyline') !== null",
+        "document.getElementById('live').innerText.includes('shared → exclusive')",
+        "document.getElementById('live').innerText.includes('<img src=x')",
+        // The change is said to those who do not see it.
+        "document.getElementById('said').textContent.includes('is exclusive: thrash')",
+    ] {
+        page.wait_for(shown, PATIENCE)?;
+    }
     assert_eq!(page.evaluate("document.querySelectorAll('[aria-live]').length")?, 1);
     assert_eq!(page.evaluate("document.getElementById('said').ariaLive")?, "polite");
-    // All of it without moving the user.
     assert_eq!(page.evaluate("document.activeElement.id")?, "pause");
     assert_eq!(page.evaluate("document.querySelector('details').open")?, true);
-    // The name is text.
     assert_eq!(page.evaluate("document.querySelectorAll('img, main script').length")?, 0);
-    page.wait_for("document.getElementById('live').innerText.includes('<img src=x')", PATIENCE)?;
+    Ok(())
+}
 
-    // Landmarks, headings, headers of tables, names of pictures and controls.
+/// Landmarks, headings, headers of tables, names of pictures and controls; and nothing from elsewhere.
+fn nobody_is_left_out(page: &mut Browser) -> Result<()> {
     for (none, selector) in [
         ("missing landmark", "['header', 'main', 'footer'].filter(e => !document.querySelector(e))"),
         (
@@ -176,7 +209,10 @@ fn the_status_page_is_live_readable_by_everybody_and_keeps_to_itself() -> Result
         assert_eq!(page.evaluate(selector)?, json!([]), "{none}");
     }
     assert_eq!(page.evaluate("document.querySelectorAll('h1').length")?, 1);
+    Ok(())
+}
 
+fn can_be_read_in_light_and_dark_and_on_a_phone(page: &mut Browser) -> Result<()> {
     let mut backgrounds = Vec::new();
     for scheme in ["light", "dark"] {
         page.prefer(scheme)?;
@@ -193,55 +229,41 @@ fn the_status_page_is_live_readable_by_everybody_and_keeps_to_itself() -> Result
             "a[href=metrics]",
         ] {
             let contrast = page.evaluate(&format!("{CONTRAST}({selector:?})"))?;
-            assert!(
-                contrast.as_f64().is_some_and(|contrast| contrast >= 4.5),
-                "{scheme} {selector}: {contrast}"
-            );
+            let enough = contrast.as_f64().is_some_and(|contrast| contrast >= 4.5);
+            assert!(enough, "{scheme} {selector}: {contrast}");
         }
     }
     assert_ne!(backgrounds[0], backgrounds[1]);
-    // Narrow screens need no sideways scrolling of the page.
     page.resize(360, 800)?;
     let wide = "document.documentElement.scrollWidth <= 360 ? [] : \
                 [...document.querySelectorAll('main *')].filter(e => e.getBoundingClientRect().right > 360 && \
                 !e.parentElement.closest('.scroll')).map(e => e.outerHTML.slice(0, 80))";
     assert_eq!(page.evaluate(wide)?, json!([]), "wider than the screen");
-    page.resize(1100, 900)?;
+    page.resize(1100, 900)
+}
 
-    // Paused, it stays as it is; going on, it does not.
+fn stands_still_on_request(page: &mut Browser) -> Result<()> {
     page.evaluate("document.getElementById('pause').click()")?;
     assert_eq!(page.evaluate("document.getElementById('pause').ariaPressed")?, "true");
     page.evaluate("document.getElementById('live').firstElementChild.firstElementChild.textContent = 'old'")?;
-    let still =
+    let later =
         "new Promise(done => setTimeout(() => done(document.querySelector('main p').textContent), 1500))";
-    assert_eq!(page.evaluate(still)?, "old");
+    assert_eq!(page.evaluate(later)?, "old");
     page.evaluate("document.getElementById('pause').click()")?;
-    page.wait_for("document.querySelector('main p').textContent.startsWith('nvshare-agent')", PATIENCE)?;
-    assert_eq!(page.complaints()?, Vec::<String>::new());
+    page.wait_for("document.querySelector('main p').textContent.startsWith('nvshare-agent')", PATIENCE)
+}
 
-    // Without scripts it is the same picture, standing still.
+/// The same picture, standing still and loaded anew.
+fn works_without_scripts(page: &mut Browser, scene: &Scene) -> Result<()> {
     page.allow_scripts(false)?;
-    page.open(&url(&scene)?)?;
+    page.open(&url(scene)?)?;
     let text = page.evaluate("document.body.innerText")?;
     let text = text.as_str().context("no text")?;
-    assert!(
-        text.contains("exclusive") && text.contains("<img src=x") && text.contains("A picture of one moment"),
-        "{text}"
-    );
+    for said in ["exclusive", "<img src=x", "A picture of one moment"] {
+        assert!(text.contains(said), "no {said} in {text}");
+    }
     assert_eq!(page.evaluate("document.querySelector('meta[http-equiv=refresh]') !== null")?, true);
-    page.allow_scripts(true)?;
-    page.open(&url(&scene)?)?;
-
-    // An agent that goes is said, and the picture stays.
-    page.wait_for("document.getElementById('state').textContent === 'Live, every second'", PATIENCE)?;
-    let mut scene = scene;
-    scene.agent.process().stop(PATIENCE)?;
-    page.wait_for(
-        "document.getElementById('state').textContent.startsWith('No answer from the agent')",
-        PATIENCE,
-    )?;
-    assert_eq!(page.evaluate("document.querySelectorAll('section tbody tr[data-key]').length")?, 2);
-    Ok(())
+    page.allow_scripts(true)
 }
 
 #[test]
