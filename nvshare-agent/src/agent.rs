@@ -10,14 +10,20 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     clients::{listener, registry::Registry, session::Hub},
     clock,
-    config::{Config, MetricsListen},
+    config::{Config, MetricsListen, overrides::Overrides},
     driver::{self, Command},
     metrics::Metrics,
     observe::{
         bpf::Bpf, gpus::Gpus, nvml::NvmlSource, sampler::Sampler, sensors::Sensors, source::BpfOptions,
         uvm_counters::UvmCounters,
     },
-    operator::{control, http, report::Desk},
+    operator::{
+        control,
+        history::{self, History},
+        http,
+        report::Desk,
+        settings::Settings,
+    },
     recording::Recorder,
     run_dir::RunDir,
 };
@@ -32,18 +38,26 @@ pub struct Options {
     pub config: Config,
     /// Where to record the engine's inputs and decisions.
     pub record: Option<PathBuf>,
+    /// Where what operators change is kept, and what was kept there.
+    pub overrides: (Option<PathBuf>, Overrides),
 }
 
 /// Runs the agent until `shutdown` is cancelled.
 pub async fn run(options: Options, shutdown: CancellationToken) -> Result<()> {
-    let Options { config, record } = options;
+    let Options { config, record, overrides: (overrides_file, overrides) } = options;
     let started = clock::now();
     raise_descriptor_limit();
     let run_dir = RunDir::claim(&config.listen.run_dir)?;
     let metrics = Arc::new(Metrics::new().context("cannot set up the metrics")?);
     let http = listen_http(config.listen.metrics).await?;
-    let recorder = record.map(|path| Recorder::create(&path, &config.engine.to_core())).transpose()?;
-    let driver = driver::start(config.engine.to_core(), Arc::clone(&metrics), recorder);
+    let orders = overrides.orders();
+    let settings = Arc::new(Settings::new(config.engine.clone(), overrides_file, overrides));
+    let engine = settings.engine().to_core();
+    let recorder = record.map(|path| Recorder::create(&path, &engine)).transpose()?;
+    let driver = driver::start(engine, Arc::clone(&metrics), recorder);
+    for order in orders {
+        driver.order(order).await?;
+    }
 
     let nvml = NvmlSource::start(config.driver.nvml.clone(), config.sensors.nvml);
     let bpf_options = BpfOptions {
@@ -64,6 +78,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<()> {
         metrics,
         counters: Arc::new(UvmCounters::new(config.driver.clone(), config.sensors.uvm_counters)),
         gpus,
+        settings,
     });
     let sensors = Arc::new(Sensors::new(Arc::clone(&hub), nvml.clone(), bpf.status()));
     sensors.update(bpf.status());
@@ -72,12 +87,19 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<()> {
         .start()
         .context("cannot start the sampler's thread")?;
     let address = http.as_ref().and_then(|http| http.local_addr().ok());
-    let desk = Arc::new(Desk { hub: Arc::clone(&hub), sensors, started, metrics: address });
+    let desk = Arc::new(Desk {
+        hub: Arc::clone(&hub),
+        sensors,
+        started,
+        metrics: address,
+        history: History::default(),
+    });
 
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
     tasks.spawn(listener::serve(run_dir.clients()?, hub, stop.clone()));
     tasks.spawn(control::serve(run_dir.control()?, Arc::clone(&desk), stop.clone()));
+    tasks.spawn(history::keep(Arc::clone(&desk), stop.clone()));
     if let Some(http) = http {
         tasks.spawn(http::serve(http, desk, stop.clone()));
     }

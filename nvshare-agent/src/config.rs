@@ -1,6 +1,7 @@
 //! The agent's configuration: a TOML file in which every key is optional and no other key is accepted.
 
 pub mod driver;
+pub mod overrides;
 
 use std::{
     fmt,
@@ -223,16 +224,21 @@ impl Config {
 
     /// Checks a text; `path` is for messages only.
     pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
-        let config: Self = toml::from_str(text).map_err(|error| {
-            let at = error.span().map_or(0, |span| span.start);
-            invalid(path, text, at, toml_text::explain(text, at, error.message()))
-        })?;
+        let config: Self = read_toml(path, text)?;
         if config.listen.max_clients == 0 || config.listen.max_clients_per_uid == 0 {
             let at = text.find("max_clients").unwrap_or(0);
             return Err(invalid(path, text, at, "a limit of 0 clients would refuse everybody".to_owned()));
         }
         Ok(config)
     }
+}
+
+/// Reads a text whose mistakes are named with their place.
+fn read_toml<T: serde::de::DeserializeOwned>(path: &Path, text: &str) -> Result<T, ConfigError> {
+    toml::from_str(text).map_err(|error| {
+        let at = error.span().map_or(0, |span| span.start);
+        invalid(path, text, at, toml_text::explain(text, at, error.message()))
+    })
 }
 
 fn invalid(path: &Path, text: &str, at: usize, message: String) -> ConfigError {

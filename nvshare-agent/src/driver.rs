@@ -6,13 +6,13 @@
 mod leases;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
 
 use nvshare_core::{
-    ClientId, Config, Drain, Engine, GpuId, Input, Nanos, Order, Output, PlanChange, Reason, View,
+    ClientId, Config, Drain, Engine, GpuId, Input, ModeOrder, Nanos, Order, Output, PlanChange, Reason, View,
 };
 use nvshare_wire::AgentMessage;
 use serde::{Deserialize, Serialize};
@@ -26,13 +26,15 @@ use crate::{
     clients::outbox::Outbox,
     clock,
     metrics::Metrics,
-    recording::{Recorder, Step, step},
+    recording::{Head, Recorder, Step, step},
 };
 
 /// Commands that may queue up; senders wait beyond that.
 const QUEUE: usize = 1024;
 /// Plan changes kept for `nvsharectl explain` and late followers.
 const HISTORY: usize = 256;
+/// Steps that a live recording may lag behind: half a minute of a busy host.
+const TAP_QUEUE: usize = 16_384;
 /// How often a gated client hears that the agent is still there.
 const ALIVE_EVERY: Duration = Duration::from_secs(1);
 
@@ -58,6 +60,8 @@ pub enum Command {
     Order(Order, oneshot::Sender<()>),
     /// What is to be seen.
     View(oneshot::Sender<Seen>),
+    /// Everything that the engine is told and answers, from here on.
+    Record(oneshot::Sender<Tapped>),
     /// Open every gate and end.
     Shutdown(oneshot::Sender<()>),
 }
@@ -175,6 +179,13 @@ impl DriverHandle {
         done_rx.await.map_err(|_closed| Gone)
     }
 
+    /// Everything that the engine is told and answers, from here on.
+    pub async fn record(&self) -> Result<Tapped, Gone> {
+        let (tapped_tx, tapped_rx) = oneshot::channel();
+        self.send(Command::Record(tapped_tx)).await;
+        tapped_rx.await.map_err(|_closed| Gone)
+    }
+
     /// Changes of plan from here on.
     pub fn events(&self) -> broadcast::Receiver<PlanEvent> {
         self.event_tx.subscribe()
@@ -203,6 +214,9 @@ pub fn start(config: Config, metrics: Arc<Metrics>, recorder: Option<Recorder>) 
         event_tx,
         deadline: None,
         latest: Nanos::ZERO,
+        modes: BTreeMap::new(),
+        gpus: BTreeSet::new(),
+        taps: Vec::new(),
     };
     tokio::spawn(driver.run(command_rx));
     handle
@@ -218,6 +232,23 @@ struct Driver {
     event_tx: broadcast::Sender<PlanEvent>,
     deadline: Option<Nanos>,
     latest: Nanos,
+    /// Modes ordered for single GPUs, also for those to come.
+    modes: BTreeMap<GpuId, ModeOrder>,
+    /// GPUs that the engine knows.
+    gpus: BTreeSet<GpuId>,
+    taps: Vec<Tap>,
+}
+
+/// Somebody who records live.
+type Tap = mpsc::Sender<Step>;
+
+/// What is needed to record from here on.
+#[derive(Debug)]
+pub struct Tapped {
+    /// The first line.
+    pub head: Head,
+    /// What follows; ends early if it is not read fast enough.
+    pub steps: mpsc::Receiver<Step>,
 }
 
 impl Driver {
@@ -257,7 +288,11 @@ impl Driver {
             }
             Command::Facts(inputs) => {
                 for input in inputs {
+                    let news = self.note_gpu(&input);
                     self.handle(input);
+                    if let Some(order) = news {
+                        self.handle(Input::Order(order));
+                    }
                 }
             }
             Command::Tell(messages) => {
@@ -267,8 +302,28 @@ impl Driver {
             }
             Command::Order(order, done_tx) => {
                 tracing::info!(?order, "the operator's order");
+                match order {
+                    Order::Mode { gpu: None, .. } => self.modes.clear(),
+                    Order::Mode { gpu: Some(gpu), mode } => {
+                        self.modes.insert(gpu, mode);
+                    }
+                    Order::Quantum { .. }
+                    | Order::Weight { .. }
+                    | Order::Priority { .. }
+                    | Order::Overhead { .. }
+                    | Order::QuantumMax { .. } => {}
+                }
                 self.handle(Input::Order(order));
                 let _ = done_tx.send(());
+            }
+            Command::Record(tapped_tx) => {
+                let (tap, steps) = mpsc::channel(TAP_QUEUE);
+                // Serialised here: the state is the one before the next step.
+                if let Ok(head) = Head::from_here(&self.engine)
+                    && tapped_tx.send(Tapped { head, steps }).is_ok()
+                {
+                    self.taps.push(tap);
+                }
             }
             Command::View(seen_tx) => {
                 let at = clock::now();
@@ -280,14 +335,34 @@ impl Driver {
         }
     }
 
+    /// The mode that was ordered for a GPU before it was there.
+    fn note_gpu(&mut self, input: &Input) -> Option<Order> {
+        match input {
+            Input::Gpu { gpu, .. } if self.gpus.insert(*gpu) => {
+                let mode = *self.modes.get(gpu)?;
+                Some(Order::Mode { gpu: Some(*gpu), mode })
+            }
+            Input::GpuGone { gpu } => {
+                self.gpus.remove(gpu);
+                None
+            }
+            _ => None,
+        }
+    }
+
     fn handle(&mut self, input: Input) {
         let at = clock::now().max(self.latest);
         self.latest = at;
         self.note_input(at, &input);
-        let recorded = self.recorder.is_some().then(|| input.clone());
+        let recorded = (self.recorder.is_some() || !self.taps.is_empty()).then(|| input.clone());
         let (outputs, wait) = step(&mut self.engine, at, input);
-        if let (Some(recorder), Some(input)) = (&self.recorder, recorded) {
-            recorder.record(Step { at, input, outputs: outputs.clone(), wait });
+        if let Some(input) = recorded {
+            let step = Step { at, input, outputs: outputs.clone(), wait };
+            // One that has gone, or does not keep up, is let go; its end of the channel says so.
+            self.taps.retain(|tap| tap.try_send(step.clone()).is_ok());
+            if let Some(recorder) = &self.recorder {
+                recorder.record(step);
+            }
         }
         self.deadline = wait;
         for output in outputs {

@@ -20,3 +20,4 @@ pub mod operator;
 pub mod recording;
 pub mod run_dir;
 mod sys;
+pub mod text;

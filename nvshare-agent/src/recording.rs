@@ -1,7 +1,8 @@
 //! Recordings: everything the engine was told and everything it answered, and their replay.
 //!
-//! A recording is a file of JSON lines. The first names the format and the engine's configuration; each other
-//! line is one [`Step`]. Replaying drives a fresh engine with the inputs and compares its answers text by text.
+//! A recording is a file of JSON lines. The first names the format and the engine's configuration, or its state if the
+//! recording begins later; each other line is one [`Step`]. Replaying drives such an engine with the inputs and
+//! compares its answers.
 
 use std::{
     fs::File,
@@ -13,6 +14,7 @@ use std::{
 
 use nvshare_core::{Config, Engine, Input, Nanos, Output, Poll};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 /// The format's name, in the first line.
 const FORMAT: &str = "nvshare-recording-1";
@@ -20,13 +22,42 @@ const FORMAT: &str = "nvshare-recording-1";
 /// The first line.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Head {
+pub struct Head {
     format: String,
-    config: Config,
+    /// The configuration of an engine that was recorded from its start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    config: Option<Config>,
+    /// The state of an engine that was recorded from later on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    engine: Option<Value>,
+}
+
+impl Head {
+    /// A recording of a new engine.
+    fn from_start(config: &Config) -> Self {
+        Self { format: FORMAT.to_owned(), config: Some(config.clone()), engine: None }
+    }
+
+    /// A recording of this engine from here on.
+    pub fn from_here(engine: &Engine) -> serde_json::Result<Self> {
+        Ok(Self { format: FORMAT.to_owned(), config: None, engine: Some(serde_json::to_value(engine)?) })
+    }
+
+    /// The engine before its first step.
+    fn engine(self) -> Option<Engine> {
+        if self.format != FORMAT {
+            return None;
+        }
+        match (self.config, self.engine) {
+            (Some(config), None) => Some(Engine::new(config)),
+            (None, Some(state)) => serde_json::from_value(state).ok(),
+            (None, None) | (Some(_), Some(_)) => None,
+        }
+    }
 }
 
 /// One input and what the engine answered.
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Step {
     /// When.
@@ -51,7 +82,9 @@ pub enum RecordingError {
         source: std::io::Error,
     },
     /// The file is empty or begins with something else.
-    #[error("{0} is not a recording of `nvshare-agent --record`")]
+    #[error(
+        "{0} is not a recording of `nvshare-agent --record` or `nvsharectl record`, or one of another version"
+    )]
     Format(PathBuf),
     /// A line cannot be understood.
     #[error("{path}:{line}: {source}; the recording may be of another version of nvshare-agent")]
@@ -101,8 +134,7 @@ impl Recorder {
     pub fn create(path: &Path, config: &Config) -> Result<Self, RecordingError> {
         let failed = |source| RecordingError::File { path: path.to_owned(), source };
         let mut file = BufWriter::new(File::create(path).map_err(failed)?);
-        let head = Head { format: FORMAT.to_owned(), config: config.clone() };
-        write_line(&mut file, &head).map_err(failed)?;
+        write_line(&mut file, &Head::from_start(config)).map_err(failed)?;
         let (step_tx, step_rx) = mpsc::channel::<Step>();
         let path = path.to_owned();
         let writer = std::thread::Builder::new()
@@ -161,11 +193,8 @@ pub fn replay(path: &Path) -> Result<Replayed, RecordingError> {
     let failed = |source| RecordingError::File { path: path.to_owned(), source };
     let mut lines = BufReader::new(File::open(path).map_err(failed)?).lines();
     let first = lines.next().ok_or_else(|| RecordingError::Format(path.to_owned()))?.map_err(failed)?;
-    let head: Head = match serde_json::from_str::<Head>(&first) {
-        Ok(head) if head.format == FORMAT => head,
-        Ok(_) | Err(_) => return Err(RecordingError::Format(path.to_owned())),
-    };
-    let mut engine = Engine::new(head.config);
+    let head = serde_json::from_str::<Head>(&first).ok();
+    let mut engine = head.and_then(Head::engine).ok_or_else(|| RecordingError::Format(path.to_owned()))?;
     let mut done = Replayed { inputs: 0, outputs: 0 };
     let mut lines = lines.enumerate().peekable();
     while let Some((index, text)) = lines.next() {
@@ -211,6 +240,28 @@ mod tests {
     fn a_recording_replays_to_the_same_decisions() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(replay(&recording(dir.path())).unwrap().inputs, 3);
+    }
+
+    #[test]
+    fn a_recording_that_begins_later_replays_from_the_state_then() {
+        use nvshare_core::{Bytes, GpuId, ModeOrder, Order};
+        let gpu = GpuId([1; 16]);
+        let mut engine = Engine::new(Config::default());
+        step(&mut engine, Nanos(1), Input::Gpu { gpu, capacity: Bytes::gib(1), link_rate: Bytes::gib(1) });
+        let mut lines = serde_json::to_string(&Head::from_here(&engine).unwrap()).unwrap() + "\n";
+        // It changes the plan only of a GPU that is known.
+        let input = Input::Order(Order::Mode { gpu: Some(gpu), mode: ModeOrder::Exclusive });
+        let (outputs, wait) = step(&mut engine, Nanos(2), input.clone());
+        assert_eq!(outputs.len(), 1);
+        lines += &serde_json::to_string(&Step { at: Nanos(2), input, outputs, wait }).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("recording");
+        std::fs::write(&path, &lines).unwrap();
+        assert_eq!(replay(&path).unwrap(), Replayed { inputs: 1, outputs: 1 });
+        let fresh = serde_json::to_string(&Head::from_start(&Config::default())).unwrap();
+        let other = lines.replacen(lines.lines().next().unwrap(), &fresh, 1);
+        std::fs::write(&path, other).unwrap();
+        assert!(matches!(replay(&path), Err(RecordingError::Differs { line: 2, .. })));
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod cargo;
 mod demo;
 mod ebpf;
 mod gpu_bench;
+mod pictures;
 mod run_agent;
 mod setup_ebpf;
 mod shim;
@@ -36,6 +37,7 @@ enum Task {
     Demo(demo::Args),
     Bench(bench::Args),
     GpuBench(gpu_bench::Args),
+    Pictures(pictures::Args),
     Test(test::Args),
     Ebpf(ebpf::Args),
     SetupEbpf(setup_ebpf::Args),
@@ -50,6 +52,7 @@ fn main() -> anyhow::Result<()> {
         Task::Demo(args) => demo::run(&args),
         Task::Bench(args) => bench::run(&args),
         Task::GpuBench(args) => gpu_bench::run(&args),
+        Task::Pictures(args) => pictures::run(&args),
         Task::Test(args) => test::run(&args),
         Task::Ebpf(args) => ebpf::run(&args),
         Task::SetupEbpf(args) => setup_ebpf::run(&args),

@@ -8,6 +8,8 @@
 //!
 //! **Invariants.** No decision reads any of this.
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
     id::ClientId,
     units::{Bytes, Nanos},
@@ -22,7 +24,7 @@ use pressure::Pressure;
 use view::AccountView;
 
 /// One bin of a GPU, classified.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Bin {
     pub(crate) at: Nanos,
     pub(crate) interval: Nanos,
@@ -37,7 +39,7 @@ pub(crate) struct Bin {
 }
 
 /// One client in one bin.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Seen {
     pub(crate) client: ClientId,
     /// It had work, running or waiting for its turn.
@@ -52,7 +54,7 @@ pub(crate) struct Seen {
 }
 
 /// What a client spent on one GPU so far.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Spent {
     /// Work-submitting calls.
     pub(crate) calls: u64,
@@ -65,7 +67,7 @@ pub(crate) struct Spent {
 }
 
 /// The books of one GPU.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Account {
     pressure: Pressure,
     effect: Effect,

@@ -7,6 +7,8 @@
 //!
 //! All figures are shares of the GPU's time in thousandths.
 
+use serde::{Deserialize, Serialize};
+
 use crate::units::Nanos;
 
 /// Turns must promise this much more than running side by side, in thousandths.
@@ -18,13 +20,13 @@ const FULL: u64 = 1000;
 const STALL_TOLD_MILLI: u64 = 900;
 
 /// What was learned about gaps: 0 = they are lost, 1000 = they are used.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct GapUse {
     milli: u64,
 }
 
 /// The two figures.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Estimate {
     /// What the GPU does side by side.
     pub(crate) shared_milli: u32,

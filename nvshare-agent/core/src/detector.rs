@@ -15,6 +15,8 @@
 
 use std::collections::VecDeque;
 
+use serde::{Deserialize, Serialize};
+
 use crate::units::{Bytes, Nanos};
 
 mod cusum;
@@ -35,7 +37,7 @@ const HELD_UP: usize = 2;
 const BINS_MAX: usize = 64;
 
 /// What all clients of a GPU did in one bin.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Totals {
     pub(crate) at: Nanos,
     pub(crate) interval: Nanos,
@@ -58,7 +60,7 @@ pub(crate) struct Totals {
     pub(crate) contended: bool,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct Bin {
     /// By the detector's clock.
     end: Nanos,
@@ -69,7 +71,7 @@ struct Bin {
 }
 
 /// The figures behind an alarm.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Alarm {
     pub(crate) first_refault: Nanos,
     /// In the detector's window.
@@ -85,7 +87,7 @@ pub(crate) struct Alarm {
 }
 
 /// A run of curable refaults, judged once.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct Episode {
     /// Start of the bin with the first one.
     began: Nanos,
@@ -93,7 +95,7 @@ struct Episode {
     oversize: Bytes,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Detector {
     /// Time in which there was contention.
     clock: Nanos,

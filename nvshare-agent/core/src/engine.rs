@@ -63,7 +63,7 @@ pub enum Handover {
 }
 
 /// A client, wherever it runs.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Client {
     job: JobId,
     weight_milli: u32,
@@ -72,8 +72,9 @@ struct Client {
     uses: BTreeMap<GpuId, Epoch>,
 }
 
-/// The engine of all GPUs of one host.
-#[derive(Debug)]
+/// The engine of all GPUs of one host. Its serialised form is its whole state, so that a recording can begin at
+/// any time.
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Engine {
     pub(crate) config: Config,
     pub(crate) now: Nanos,

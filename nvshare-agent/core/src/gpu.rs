@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
     account::Account,
     benefit::{Estimate, GapUse},
@@ -34,7 +36,7 @@ const BLIND_AFTER: Nanos = Nanos::seconds(10);
 const APART: Nanos = Nanos::seconds(3600);
 
 /// What a job has on this GPU.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct JobHere {
     pub(crate) clients: Vec<ClientId>,
     pub(crate) managed: Bytes,
@@ -44,7 +46,7 @@ pub(crate) struct JobHere {
     pub(crate) alone_until: Nanos,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Gpu {
     pub(crate) capacity: Bytes,
     pub(crate) link_rate: Bytes,

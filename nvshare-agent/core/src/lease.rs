@@ -4,6 +4,8 @@
 //! epoch, and an answer counts only if it names the epoch that is in force: whatever a client says late,
 //! twice or out of thin air changes nothing.
 
+use serde::{Deserialize, Serialize};
+
 use crate::{id::Epoch, input::Drain, units::Nanos};
 
 /// Failed drains after which a client counts as not revocable.
@@ -17,7 +19,7 @@ const RETRY_MAX: Nanos = Nanos::seconds(30);
 const ANSWER_SLACK: Nanos = Nanos::millis(500);
 
 /// Where the gate stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Gate {
     /// Open: the client may run.
     Open,
@@ -31,7 +33,7 @@ pub(crate) enum Gate {
 }
 
 /// What an answer to a revocation came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Answered {
     /// It answers nothing that is in force.
     Stale,
@@ -44,7 +46,7 @@ pub(crate) enum Answered {
     },
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Lease {
     epoch: Epoch,
     gate: Gate,

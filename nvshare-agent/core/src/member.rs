@@ -1,5 +1,7 @@
 //! One client on one GPU.
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
     account::Spent,
     detector::{EXPIRY, refault::Refaults},
@@ -19,7 +21,7 @@ const CARRIED: Nanos = Nanos::millis(300);
 /// Figures this soon after a client gave its turn away may stem from before.
 const YIELD_ECHO: Nanos = Nanos::millis(150);
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Member {
     pub(crate) job: JobId,
     pub(crate) weight_milli: u32,
@@ -54,7 +56,7 @@ pub(crate) struct Member {
 }
 
 /// What an account changed that others depend on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Changed {
     pub(crate) demand: bool,
     pub(crate) memory: bool,
@@ -277,6 +279,7 @@ impl Member {
             managed: self.managed,
             device: self.device,
             weight_milli: self.weight_milli,
+            priority: self.priority,
             granted: until(self.granted, ClientState::Running),
             waited: until(self.waited, ClientState::Waiting),
             grants: self.grants,

@@ -232,6 +232,8 @@ pub struct ClientView {
     pub device: Bytes,
     /// Share in thousandths of the default.
     pub weight_milli: u32,
+    /// Its class; a higher class runs first.
+    pub priority: i32,
     /// Time it held the GPU (alone or with others) while it had work.
     pub granted: Nanos,
     /// Time it had work and waited for its turn.

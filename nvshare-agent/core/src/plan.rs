@@ -8,6 +8,8 @@
 //! **Invariants.** Leaving is harder than staying left ([`backoff`]). Only rotations that were left to the
 //! driver, or that sensors followed block by block, can end turns: what the shim moves is not seen to return.
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
     output::Mode,
     units::{Bytes, Nanos},
@@ -36,7 +38,7 @@ const DWELL_ROTATIONS: u32 = 2;
 const CERTIFY_FIRST: u32 = 8;
 
 /// Why clients take turns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Stage {
     /// On trial.
     Provisional,
@@ -46,13 +48,13 @@ pub(crate) enum Stage {
     Ordered,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Phase {
     Shared,
     Turns(Turns),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Turns {
     stage: Stage,
     since: Nanos,
@@ -67,7 +69,7 @@ struct Turns {
 }
 
 /// What one rotation moved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Rotated {
     /// In either direction, the larger one.
     pub(crate) moved: Bytes,
@@ -80,7 +82,7 @@ pub(crate) struct Rotated {
 }
 
 /// What is known of the jobs' working sets together.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Bounds {
     pub(crate) low: Bytes,
     pub(crate) high: Bytes,
@@ -89,7 +91,7 @@ pub(crate) struct Bounds {
 }
 
 /// What follows from a rotation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Verdict {
     /// Carry on.
     Stay,
@@ -109,7 +111,7 @@ pub(crate) enum Verdict {
     },
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Plan {
     phase: Phase,
     pub(crate) backoff: Backoff,
@@ -183,8 +185,15 @@ impl Plan {
     }
 
     pub(crate) fn enter(&mut self, now: Nanos, stage: Stage) {
-        self.phase =
-            Phase::Turns(Turns { stage, since: now, rotations: 0, quiet: 0, calm: false, open: false, by_block: false });
+        self.phase = Phase::Turns(Turns {
+            stage,
+            since: now,
+            rotations: 0,
+            quiet: 0,
+            calm: false,
+            open: false,
+            by_block: false,
+        });
     }
 
     /// Turns end because it is certain that they are not needed, or because the operator said so.

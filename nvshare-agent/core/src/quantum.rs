@@ -7,6 +7,8 @@
 //! **Invariants.** A derived quantum is never shorter than twice the cost, whatever the configured maximum
 //! says: a turn that is spent bringing memory back is worse than none.
 
+use serde::{Deserialize, Serialize};
+
 use crate::units::{Bytes, Nanos};
 
 /// A rate below this share of the peak (thousandths) means that the working set is back.
@@ -19,14 +21,14 @@ const PROVISIONAL_COSTS: u64 = 4;
 pub(crate) const FIXED_MIN: Nanos = Nanos::MILLI;
 
 /// What it costs to give the GPU to one client.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct HandoverCost {
     measured: Option<Nanos>,
     slice: Option<Slice>,
 }
 
 /// The turn that is being measured.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Slice {
     granted: Nanos,
     /// Spent before the gate opened.
@@ -105,7 +107,7 @@ pub(crate) fn derived(cost: Option<Nanos>, overhead_milli: u32, max: Nanos, prov
 ///
 /// While nobody who uses the GPU shortly waits too long, each rotation makes it longer: twofold at first, by a
 /// hand-over's cost once somebody had to wait. Whenever somebody does, it is halved.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Pace {
     current: Option<Nanos>,
     /// Somebody waited too long since turns began.

@@ -6,6 +6,8 @@
 //!
 //! **Invariants.** No client is called idle sooner than [`IDLE_MIN`] after a sign, nor later than [`IDLE_MAX`].
 
+use serde::{Deserialize, Serialize};
+
 use crate::{benefit::duty_alone, units::Nanos};
 
 /// Bounds of the silence after which a client counts as idle.
@@ -24,7 +26,7 @@ const BINS: u64 = 64;
 const STALL_TOLD: u64 = 900;
 
 /// One client's rhythm on one GPU.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Rhythm {
     /// How far apart signs of use lie while the client is at work.
     grain: Nanos,

@@ -7,6 +7,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
     id::JobId,
     plan::Rotated,
@@ -25,7 +27,7 @@ const AGED: Nanos = Nanos::seconds(60);
 const AGED_ROUNDS: u64 = 2;
 
 /// A set of jobs of which some want a turn.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Candidate {
     /// Its jobs, in order; the first is what the set goes by.
     pub(crate) jobs: Vec<JobId>,
@@ -41,7 +43,7 @@ impl Candidate {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Rotation {
     /// Credit in nanoseconds; negative is debt.
     credit: BTreeMap<JobId, i64>,

@@ -1,11 +1,13 @@
 //! A turn: the jobs that hold a GPU together, or are about to.
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
     id::JobId,
     units::{Bytes, Nanos},
 };
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Turn {
     /// In order.
     pub(crate) jobs: Vec<JobId>,
@@ -21,7 +23,7 @@ pub(crate) struct Turn {
     pub(crate) press: Press,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum TurnStage {
     /// Others still drain, or the job does not hold all of its GPUs yet.
     Acquiring,
@@ -33,7 +35,7 @@ pub(crate) enum TurnStage {
 }
 
 /// What kind of turn it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Kind {
     /// A set's regular turn.
     Regular,
@@ -44,7 +46,7 @@ pub(crate) enum Kind {
 }
 
 /// What was seen of a probe.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Probe {
     pub(crate) length: Nanos,
     pub(crate) evicted: Bytes,
@@ -53,7 +55,7 @@ pub(crate) struct Probe {
 }
 
 /// How urgently somebody else waits.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) enum Press {
     /// As usual.
     #[default]

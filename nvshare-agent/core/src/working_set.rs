@@ -11,6 +11,8 @@
 //! returns; it falls only to the larger one of the last two slices. These are bounds, no miss curves: a client
 //! whose sweep is longer than its slices is underestimated, which whoever packs by them must notice.
 
+use serde::{Deserialize, Serialize};
+
 use crate::units::{Bytes, Nanos};
 
 /// A slice in which things were settled for less than this says nothing about what the client uses.
@@ -21,7 +23,7 @@ const STILL: Bytes = Bytes::BLOCK;
 const WINDOW: Nanos = Nanos::seconds(4);
 
 /// What one client was seen to use.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct WorkingSet {
     slice: Option<Slice>,
     last: Option<Measured>,
@@ -29,7 +31,7 @@ pub(crate) struct WorkingSet {
 }
 
 /// One stretch of time in which the client may run.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 struct Slice {
     demand: Nanos,
     /// Time with demand since memory last moved.
@@ -41,7 +43,7 @@ struct Slice {
     resident: Option<Bytes>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct Measured {
     low: Bytes,
     high: Bytes,
@@ -50,7 +52,7 @@ struct Measured {
 }
 
 /// One bin of a client that may run.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Use {
     pub(crate) interval: Nanos,
     /// It had work.

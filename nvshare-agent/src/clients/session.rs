@@ -13,7 +13,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    client::{Client, map_page},
+    client::{Client, Wish, map_page},
     connection::{Connection, ConnectionError, Frame},
     identity::{Death, Identity},
     listener::Greeting,
@@ -25,6 +25,7 @@ use crate::{
     driver::{Command, DriverHandle},
     metrics::Metrics,
     observe::{gpus::Gpus, uvm_counters::UvmCounters},
+    operator::settings::Settings,
 };
 
 /// A client must introduce itself, and end a frame that it began, within this time.
@@ -51,6 +52,8 @@ pub struct Hub {
     pub counters: Arc<UvmCounters>,
     /// The GPUs of this machine.
     pub gpus: Arc<Gpus>,
+    /// What the operator changed.
+    pub settings: Arc<Settings>,
 }
 
 /// Why the agent ends a session.
@@ -166,9 +169,9 @@ async fn hello(connection: &mut Connection, hub: &Hub, identity: Identity) -> Re
         Err(_elapsed) => return refuse(RefusalCode::Timeout, "no complete Hello within 5 s of connecting"),
     };
     let Frame { message, mut descriptors } = first;
-    let (weight_milli, priority, name) = match message {
-        Ok(ClientMessage::Hello { weight_milli, priority, memory_limit: _, name }) => {
-            (weight_milli, priority, name)
+    let (wish, name) = match message {
+        Ok(ClientMessage::Hello { weight_milli, priority, memory_limit, name }) => {
+            (Wish::new(weight_milli, priority, memory_limit), name)
         }
         Ok(_) | Err(MessageError::UnknownKind(_)) => {
             return refuse(RefusalCode::Order, "the first message must be Hello");
@@ -183,8 +186,6 @@ async fn hello(connection: &mut Connection, hub: &Hub, identity: Identity) -> Re
         Ok(page) => page,
         Err(error) => return refuse(RefusalCode::Descriptor, error.to_string()),
     };
-    // A client may lower its share, never raise it.
-    let wish = (weight_milli.clamp(1, 1000), priority.min(0));
     let added = hub
         .registry
         .add(identity, |id| Client::new(id, identity, name.as_str().to_owned(), wish, clock::now(), page));
@@ -214,14 +215,18 @@ impl Session<'_> {
         self.hub.metrics.sessions_total.inc();
         tracing::info!(client = %client.id, name = client.name, pid = client.identity.pid, uid = client.identity.uid, "client joined");
         self.outbox.send(&AgentMessage::Welcome { client: client.id.0, silence_ms: SILENCE_MS });
+        let rule = self.hub.settings.rule(client);
+        if let Some(limit) = rule.memory_limit {
+            self.outbox.send(&AgentMessage::Limit { bytes: limit.0 });
+        }
         let joined = Command::Joined {
             outbox: self.outbox.clone(),
             input: Input::ClientJoined {
                 client: client.id,
                 // A process is a job of its own as long as nothing says which processes wait for each other.
                 job: JobId(client.id.0),
-                weight_milli: client.weight_milli,
-                priority: client.priority,
+                weight_milli: rule.weight_milli(client.wish.weight_milli),
+                priority: rule.priority(client.wish.priority),
             },
             client: client.id,
         };

@@ -268,6 +268,7 @@ impl State {
             managed,
             device,
             weight_milli,
+            priority: _,
             granted,
             waited,
             grants,

@@ -9,4 +9,5 @@ mod control;
 mod documentation;
 mod process;
 mod sessions;
+mod settings;
 mod turns;

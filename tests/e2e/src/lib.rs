@@ -7,6 +7,7 @@
 pub mod agent;
 pub mod api;
 pub mod binaries;
+pub mod browser;
 pub mod compile;
 pub mod cuda;
 pub mod dashboards;
@@ -20,10 +21,12 @@ pub mod runtime;
 pub mod scene;
 pub mod scripted;
 pub mod simulator;
+pub mod terminal;
 pub mod workload;
 
 pub use agent::Agent;
 pub use binaries::Binaries;
+pub use browser::Browser;
 pub use cuda::Cuda;
 pub use dashboards::Dashboard;
 pub use process::{monotonic_ms, wait_until};
@@ -31,6 +34,7 @@ pub use prometheus::Prometheus;
 pub use scene::Scene;
 pub use scripted::ScriptedAgent;
 pub use simulator::{Simulator, SimulatorOptions};
+pub use terminal::Terminal;
 pub use workload::{Workload, WorkloadOptions};
 
 /// Whether a missing part of the machine (root, FUSE, a package) must fail instead of being skipped.

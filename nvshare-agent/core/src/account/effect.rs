@@ -8,6 +8,8 @@
 //! **Invariants.** A client that got nothing done before is taken to have made one call, so the gain is a lower
 //! bound; thrash that is cured within a few bins leaves little to count.
 
+use serde::{Deserialize, Serialize};
+
 use std::collections::{BTreeMap, VecDeque};
 
 use super::{Bin, view::EffectView};
@@ -18,7 +20,7 @@ const KEPT: Nanos = Nanos::seconds(2);
 /// A client's gain is told once it had work for this long after the change.
 const TOLD_AFTER: Nanos = Nanos::SECOND;
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Effect {
     /// Calls of each client at the end of the last bin.
     calls: BTreeMap<ClientId, u64>,
@@ -27,14 +29,14 @@ pub(super) struct Effect {
     trial: Option<Trial>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Trial {
     before: Side,
     after: Side,
     ended: bool,
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Side {
     /// Time of which it is known how much was lost.
     time: Nanos,
@@ -43,7 +45,7 @@ struct Side {
 }
 
 /// What one client got done while it had work.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 struct Done {
     time: Nanos,
     calls: u64,

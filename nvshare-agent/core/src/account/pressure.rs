@@ -7,20 +7,22 @@
 //! An average follows a bin of length t by t ÷ (window + t) of the difference, in whole billionths, so that it
 //! is the same on every machine.
 
+use serde::{Deserialize, Serialize};
+
 use super::view::{PressureView, StallView};
 use crate::units::Nanos;
 
 const WINDOWS: [Nanos; 3] = [Nanos::seconds(10), Nanos::seconds(60), Nanos::seconds(300)];
 const BILLION: i128 = 1_000_000_000;
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Pressure {
     known: bool,
     some: Line,
     full: Line,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 struct Line {
     /// Averages in billionths, by window.
     averages: [i128; 3],

@@ -5,6 +5,8 @@
 //! evidence of 12 is an alarm. Those figures hold for independent blocks, but evictions and refaults come in
 //! runs of hundreds, so a bin is one observation: what it adds is clipped, and no single bin can alarm.
 
+use serde::{Deserialize, Serialize};
+
 use crate::units::Nanos;
 
 /// ln(0.5 / 0.15), in thousandths.
@@ -22,7 +24,7 @@ const WEAK: i128 = 2;
 /// The bin that [`CLIP`] is meant for; other lengths scale it.
 const BIN: Nanos = Nanos::millis(100);
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Cusum {
     evidence: i64,
 }

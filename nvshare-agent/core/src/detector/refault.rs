@@ -13,13 +13,15 @@
 //! on several GPUs is weak, since its staged copies count twice. Bytes that the shim itself moved are no
 //! evidence, but they are moves.
 
+use serde::{Deserialize, Serialize};
+
 use crate::{input::ClientSample, units::Bytes};
 
 /// Bins after which a move that the shim announced, and no counter showed, is written off.
 const OWN_MOVE_BINS: u8 = 3;
 
 /// One client's bytes of one bin.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Flow {
     /// Came in.
     pub(crate) bytes_in: Bytes,
@@ -44,7 +46,7 @@ pub(crate) struct Flow {
 }
 
 /// What a client's bytes are judged by.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Holder {
     pub(crate) managed: Bytes,
     /// Of the whole job, in whole blocks.
@@ -54,7 +56,7 @@ pub(crate) struct Holder {
     pub(crate) several_gpus: bool,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Refaults {
     owed: Bytes,
     /// The smallest capacity since the oldest eviction that is still owed.
@@ -64,7 +66,7 @@ pub(crate) struct Refaults {
 }
 
 /// What the shim said it moved and no counter has shown yet.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 struct Announced {
     bytes: Bytes,
     age: u8,
@@ -132,7 +134,8 @@ impl Refaults {
         if self.owed == Bytes::ZERO {
             self.capacity_low = None;
         }
-        let mut flow = Flow { bytes_in, bytes_out, evicted, returned, by_shim: own_in, fits, ..Flow::default() };
+        let mut flow =
+            Flow { bytes_in, bytes_out, evicted, returned, by_shim: own_in, fits, ..Flow::default() };
         if let (Some(curable), Some(own)) = (sample.curable, sample.self_refaulted) {
             (flow.curable, flow.own, flow.by_block) = (curable.min(bytes_in), own, true);
             return Some(flow);

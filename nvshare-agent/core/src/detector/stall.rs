@@ -4,6 +4,8 @@
 //! so this gate never raises an alarm by itself. Without the sensor, the share of the link that paging takes
 //! stands in: less exact (the link's rate is an upper bound, so the share reads low), hence late, not false.
 
+use serde::{Deserialize, Serialize};
+
 use crate::units::{Bytes, Nanos};
 
 /// Share of a bin, in thousandths, from which paging holds the GPU up.
@@ -15,7 +17,7 @@ const EXTREME_STALL_MILLI: u32 = 600;
 const EXTREME_LINK_MILLI: u32 = 300;
 
 /// How much of one bin went into paging.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Stall {
     /// By the fault-service sensor, in thousandths.
     pub(crate) sensed_milli: Option<u32>,

@@ -40,6 +40,23 @@ impl Engine {
                     }
                 }
             }
+            Order::Priority { client: id, priority } => {
+                let Some(client) = self.clients.get_mut(&id) else { return };
+                client.priority = priority;
+                for gpu in self.gpus.values_mut() {
+                    if let Some(member) = gpu.members.get_mut(&id) {
+                        member.priority = priority;
+                    }
+                }
+            }
+            Order::Overhead { milli } => {
+                self.config.overhead_milli = milli.max(1);
+                self.touched.extend(self.gpus.keys());
+            }
+            Order::QuantumMax { quantum_max } => {
+                self.config.quantum_max = quantum_max;
+                self.touched.extend(self.gpus.keys());
+            }
         }
     }
 

@@ -1,5 +1,7 @@
 //! What the clients of a GPU felt of paging in one bin, for the books ([`crate::account`]).
 
+use serde::{Deserialize, Serialize};
+
 use super::Gpu;
 use crate::{
     account,
@@ -10,7 +12,7 @@ use crate::{
 };
 
 /// What paging did to a client.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) struct Felt {
     pub(super) client: ClientId,
     pub(super) curable: Bytes,

@@ -1,5 +1,7 @@
 //! Whose gate stands how: so that nobody looks at all clients to find the few that matter.
 
+use serde::{Deserialize, Serialize};
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
@@ -8,7 +10,7 @@ use crate::{
     units::Nanos,
 };
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Gates {
     pub(crate) open: BTreeSet<ClientId>,
     /// Not open.

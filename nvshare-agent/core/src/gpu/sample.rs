@@ -37,7 +37,8 @@ struct Sums {
 
 impl Sums {
     fn add(&mut self, flow: &Flow, runs: bool) {
-        let Flow { bytes_in, bytes_out, evicted, returned, by_shim: _, curable, own, fits, weak, by_block } = *flow;
+        let Flow { bytes_in, bytes_out, evicted, returned, by_shim: _, curable, own, fits, weak, by_block } =
+            *flow;
         self.totals.known = true;
         self.making_room |= evicted > Bytes::ZERO;
         self.totals.bytes_in += bytes_in;

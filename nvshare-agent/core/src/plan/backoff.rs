@@ -11,6 +11,8 @@
 //! leave on hope that follows a relapse. Failed probes over a time T are O(log T)
 //! until the pause reaches [`PROBE_PAUSE_MAX`].
 
+use serde::{Deserialize, Serialize};
+
 use crate::units::{Bytes, Nanos};
 
 /// An alarm this long after the last leave is a new story.
@@ -32,7 +34,7 @@ const PROBE_PART: u64 = 20;
 const PROBE_MAX: Nanos = Nanos::SECOND;
 
 /// See the module.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Backoff {
     /// How often turns were needed again soon after they ended.
     relapses: u32,

@@ -372,7 +372,8 @@ impl Lock {
         let lacks = |process: &Process| {
             let seat = process.seats.iter().find(|seat| seat.gpu == gpu)?;
             let held = u32::try_from(seat.left.len()).unwrap_or(u32::MAX);
-            let wanted = if seat.left.is_empty() { process.blocks() } else { held.max(seat.resident.count()) };
+            let wanted =
+                if seat.left.is_empty() { process.blocks() } else { held.max(seat.resident.count()) };
             Some(i64::from(wanted - seat.resident.count()))
         };
         let members = self.groups[next].members.iter();
