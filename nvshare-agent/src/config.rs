@@ -2,7 +2,7 @@
 
 pub mod driver;
 pub mod overrides;
-pub mod quantity;
+mod text;
 
 use std::{
     fmt,
@@ -11,12 +11,10 @@ use std::{
     str::FromStr,
 };
 
-use nvshare_core::{Bytes, Nanos};
+use nvshare_core::{Bytes, Nanos, quantity, toml_text};
 use serde::{Deserialize, Serialize};
 
 pub use driver::DriverConfig;
-
-use self::quantity::nearest;
 
 /// The documented configuration file, whose values are the defaults.
 pub const EXAMPLE: &str = include_str!("../nvshare.toml");
@@ -63,7 +61,12 @@ impl EngineConfig {
     /// The engine's own form.
     pub fn to_core(&self) -> nvshare_core::Config {
         let Self { overhead, quantum_max, drain_within } = *self;
-        nvshare_core::Config { overhead_milli: overhead, quantum_max, drain_within }
+        nvshare_core::Config {
+            overhead_milli: overhead,
+            quantum_max,
+            drain_within,
+            ..nvshare_core::Config::default()
+        }
     }
 }
 
@@ -235,37 +238,13 @@ impl Config {
 fn read_toml<T: serde::de::DeserializeOwned>(path: &Path, text: &str) -> Result<T, ConfigError> {
     toml::from_str(text).map_err(|error| {
         let at = error.span().map_or(0, |span| span.start);
-        invalid(path, text, at, explain(error.message(), table_at(text, at)))
+        invalid(path, text, at, toml_text::explain(text, at, error.message()))
     })
 }
 
 fn invalid(path: &Path, text: &str, at: usize, message: String) -> ConfigError {
-    let before = text.get(..at).unwrap_or(text);
-    let line = before.matches('\n').count() + 1;
-    let column = before.rsplit('\n').next().map_or(0, |rest| rest.chars().count()) + 1;
+    let (line, column) = toml_text::place(text, at);
     ConfigError::Invalid { path: path.to_owned(), line, column, message }
-}
-
-/// The table header above `at`, for the message.
-fn table_at(text: &str, at: usize) -> Option<&str> {
-    text.get(..at)?
-        .lines()
-        .rev()
-        .map(str::trim)
-        .find(|line| line.starts_with('[') && !line.starts_with("[["))
-        .map(|line| line.split('#').next().unwrap_or(line).trim())
-}
-
-/// Says which key was meant, if the message is about an unknown one.
-fn explain(message: &str, table: Option<&str>) -> String {
-    let mut quoted = message.split('`').skip(1).step_by(2);
-    let Some(unknown) = message.starts_with("unknown field").then(|| quoted.next()).flatten() else {
-        return message.to_owned();
-    };
-    let known: Vec<&str> = quoted.collect();
-    let place = table.map(|table| format!(" in {table}")).unwrap_or_default();
-    let guess = nearest(unknown, &known).map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
-    format!("unknown key `{unknown}`{place}{guess} (known: {})", known.join(", "))
 }
 
 #[cfg(test)]

@@ -110,6 +110,10 @@ impl From<PlanChange> for PlanEvent {
             Reason::ThrashConfirmed { .. }
             | Reason::Fits { .. }
             | Reason::EvictionFree { .. }
+            | Reason::WorkingSetsFit { .. }
+            | Reason::ProbeHeld { .. }
+            | Reason::Repacked { .. }
+            | Reason::SetMisfit { .. }
             | Reason::Alone
             | Reason::Blind
             | Reason::Operator { .. } => (None, false),
@@ -422,8 +426,8 @@ impl Driver {
                 self.send(client, &revoke);
             }
             Output::Plan(change) => {
+                self.metrics.plan_changed(&change);
                 let event = PlanEvent::from(change);
-                self.metrics.plan_changes.with_label_values(&[&event.gpu.to_string(), &event.to]).inc();
                 tracing::info!(gpu = %event.gpu, from = event.from, to = event.to, reason = event.reason, "plan");
                 if self.changes.len() == HISTORY {
                     self.changes.pop_front();
@@ -437,6 +441,7 @@ impl Driver {
                 tracing::warn!(%client, %gpu, epoch = epoch.0, "client did not answer a revocation in time; others run");
             }
             Output::NotRevocable { client, gpu } => {
+                self.metrics.not_revocable.with_label_values(&[&gpu.to_string()]).inc();
                 tracing::warn!(%client, %gpu, "client cannot be stopped; it runs beside the others");
             }
         }

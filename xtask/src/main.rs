@@ -5,6 +5,7 @@
     reason = "talking to a person is what this program does"
 )]
 
+mod bench;
 mod cargo;
 mod demo;
 mod ebpf;
@@ -13,6 +14,7 @@ mod pictures;
 mod run_agent;
 mod setup_ebpf;
 mod shim;
+mod simulate;
 mod test;
 mod vm_test;
 
@@ -33,6 +35,7 @@ struct Cli {
 enum Task {
     RunAgent(run_agent::Args),
     Demo(demo::Args),
+    Bench(bench::Args),
     GpuBench(gpu_bench::Args),
     Pictures(pictures::Args),
     Test(test::Args),
@@ -40,12 +43,14 @@ enum Task {
     SetupEbpf(setup_ebpf::Args),
     VmTest(vm_test::Args),
     Shim(shim::Args),
+    Simulate(simulate::Args),
 }
 
 fn main() -> anyhow::Result<()> {
     match Cli::parse().task {
         Task::RunAgent(args) => run_agent::run(&args),
         Task::Demo(args) => demo::run(&args),
+        Task::Bench(args) => bench::run(&args),
         Task::GpuBench(args) => gpu_bench::run(&args),
         Task::Pictures(args) => pictures::run(&args),
         Task::Test(args) => test::run(&args),
@@ -53,5 +58,6 @@ fn main() -> anyhow::Result<()> {
         Task::SetupEbpf(args) => setup_ebpf::run(&args),
         Task::VmTest(args) => vm_test::run(&args),
         Task::Shim(args) => shim::run(&args),
+        Task::Simulate(args) => simulate::run(&args),
     }
 }

@@ -4,10 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use nvshare_core::Nanos;
+use nvshare_core::{Nanos, quantity::parse_duration};
 
 use super::set::Order;
-use crate::config::quantity::parse_duration;
 
 /// Shows what nvshare-agent sees and decides, and gives it orders.
 ///

@@ -1,13 +1,13 @@
 //! `nvsharectl set`: orders as they are typed, and the requests they become.
 
 use clap::{ArgGroup, Args, Subcommand, ValueEnum};
-use nvshare_core::{Bytes, ClientId, GpuId, ModeOrder, Nanos};
+use nvshare_core::{
+    Bytes, ClientId, GpuId, ModeOrder, Nanos,
+    quantity::{milli, parse_duration, parse_size, ratio},
+};
 
 use super::cli::Format;
-use crate::{
-    config::quantity::{milli, parse_duration, parse_size, ratio},
-    operator::protocol::{Request, Who},
-};
+use crate::operator::protocol::{Request, Who};
 
 /// What to change.
 #[derive(Debug, Subcommand)]

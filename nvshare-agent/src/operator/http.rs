@@ -106,9 +106,7 @@ async fn picture(
 
 async fn metrics(desk: &Desk) -> Response<Full<Bytes>> {
     let rendered = match desk.hub.driver.seen().await {
-        Ok(seen) => {
-            desk.hub.metrics.render(&seen.view, &desk.sensors.all()).map_err(|error| error.to_string())
-        }
+        Ok(seen) => desk.metrics(&seen).map_err(|error| error.to_string()),
         Err(gone) => Err(gone.to_string()),
     };
     match rendered {

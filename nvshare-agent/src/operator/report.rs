@@ -19,6 +19,7 @@ use crate::{
     },
     clock,
     driver::{Gone, Seen, millis},
+    metrics::Snapshot,
     observe::{
         gpus::{Gpu, Gpus},
         sensors::Sensors,
@@ -115,6 +116,19 @@ impl Desk {
         DoctorReport { sensors, verdict }
     }
 
+    /// The text of `/metrics`.
+    pub fn metrics(&self, seen: &Seen) -> Result<String, prometheus::Error> {
+        let clients = self.hub.registry.all();
+        let on_gpus =
+            clients.iter().flat_map(|client| client.gpus().into_iter().map(move |gpu| (client, gpu)));
+        self.hub.metrics.render(&Snapshot {
+            seen,
+            clock_origin_s: clock::origin_s(),
+            sensors: &self.sensors.all(),
+            totals: &on_gpus.map(|(client, gpu)| ((client.id, gpu), client.totals(gpu))).collect(),
+        })
+    }
+
     fn gpus(&self, seen: &Seen) -> Vec<GpuReport> {
         let known = self.hub.gpus.all();
         let clients: BTreeMap<ClientId, Arc<Client>> =
@@ -177,6 +191,8 @@ fn gpu_client_report(
         granted_s: view.granted.as_secs_f64(),
         waited_s: view.waited.as_secs_f64(),
         grants: view.grants,
+        working_set_bytes: (view.working_set_low.0, view.working_set_high.0),
+        refaulted_bytes: view.curable_refaults.0,
         seen: client.map(|client| client.totals(gpu.gpu)).unwrap_or_default(),
     }
 }

@@ -106,6 +106,12 @@ impl Agent {
         Ok(mode.to_owned())
     }
 
+    /// Where it serves its metrics.
+    pub fn metrics_address(&self) -> Result<String> {
+        let status = self.ctl_json(&["status", "--json"])?;
+        Ok(status["metrics"].as_str().context("the agent serves no metrics")?.to_owned())
+    }
+
     /// Waits until the only GPU runs in `mode`.
     pub fn wait_for_mode(&self, mode: &str, within: Duration) -> Result<()> {
         wait_until(&format!("the plan to be {mode}"), within, || Ok((self.mode()? == mode).then_some(())))
