@@ -2,6 +2,7 @@
 
 pub mod driver;
 pub mod overrides;
+mod text;
 
 use std::{
     fmt,

@@ -24,7 +24,7 @@ use pressure::Pressure;
 use view::AccountView;
 
 /// One bin of a GPU, classified.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Default)]
 pub(crate) struct Bin {
     pub(crate) at: Nanos,
     pub(crate) interval: Nanos,
@@ -39,7 +39,7 @@ pub(crate) struct Bin {
 }
 
 /// One client in one bin.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Seen {
     pub(crate) client: ClientId,
     /// It had work, running or waiting for its turn.

@@ -37,7 +37,7 @@ const HELD_UP: usize = 2;
 const BINS_MAX: usize = 64;
 
 /// What all clients of a GPU did in one bin.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Totals {
     pub(crate) at: Nanos,
     pub(crate) interval: Nanos,
@@ -71,7 +71,7 @@ struct Bin {
 }
 
 /// The figures behind an alarm.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Alarm {
     pub(crate) first_refault: Nanos,
     /// In the detector's window.

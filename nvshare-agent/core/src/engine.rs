@@ -72,8 +72,7 @@ struct Client {
     uses: BTreeMap<GpuId, Epoch>,
 }
 
-/// The engine of all GPUs of one host. Its serialised form is its whole state, so that a recording can begin at
-/// any time.
+/// The engine of all GPUs of one host.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Engine {
     pub(crate) config: Config,

@@ -33,7 +33,7 @@ pub(crate) enum Gate {
 }
 
 /// What an answer to a revocation came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Answered {
     /// It answers nothing that is in force.
     Stale,

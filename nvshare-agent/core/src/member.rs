@@ -56,7 +56,7 @@ pub(crate) struct Member {
 }
 
 /// What an account changed that others depend on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Changed {
     pub(crate) demand: bool,
     pub(crate) memory: bool,

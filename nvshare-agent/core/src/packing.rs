@@ -7,15 +7,13 @@
 //! **Invariants.** Every job is in a set of its own choosing exactly once, and elsewhere as a guest at most. A
 //! job that must be alone, or that fits nowhere, is a set of its own. The order is that of job numbers.
 
-use serde::{Deserialize, Serialize};
-
 use crate::{id::JobId, units::Bytes};
 
 /// Sets are filled up to this share of the room, in thousandths.
 pub(crate) const FILL_MILLI: u64 = 950;
 
 /// A job to be packed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Item {
     pub(crate) job: JobId,
     /// Upper bound of its working set.

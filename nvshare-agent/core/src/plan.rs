@@ -69,7 +69,7 @@ struct Turns {
 }
 
 /// What one rotation moved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Rotated {
     /// In either direction, the larger one.
     pub(crate) moved: Bytes,
@@ -82,7 +82,7 @@ pub(crate) struct Rotated {
 }
 
 /// What is known of the jobs' working sets together.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Bounds {
     pub(crate) low: Bytes,
     pub(crate) high: Bytes,
@@ -91,7 +91,7 @@ pub(crate) struct Bounds {
 }
 
 /// What follows from a rotation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     /// Carry on.
     Stay,

@@ -1,6 +1,6 @@
 //! Quantities as people write them: `30 s`, `15.5 GiB`, `0.05`.
 
-use serde::{Deserialize, Deserializer, Serializer, de::Error as _};
+use serde::{Deserialize, Deserializer, de::Error as _};
 
 use crate::units::{Bytes, Nanos};
 
@@ -97,86 +97,6 @@ pub fn optional_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Optio
     parse_size(&String::deserialize(deserializer)?).map(Some).map_err(D::Error::custom)
 }
 
-/// A duration that may be absent, as text.
-pub mod optional_duration {
-    use super::{Deserialize as _, Deserializer, Nanos, Serializer, parse_duration};
-    use serde::de::Error as _;
-
-    /// Writes it, if it is there.
-    #[expect(clippy::ref_option, reason = "serde calls it so")]
-    pub fn serialize<S: Serializer>(value: &Option<Nanos>, serializer: S) -> Result<S::Ok, S::Error> {
-        match value {
-            Some(value) => serializer.collect_str(&format_args!("{} ms", value.0 as f64 / 1e6)),
-            None => serializer.serialize_none(),
-        }
-    }
-
-    /// Reads it.
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Nanos>, D::Error> {
-        parse_duration(&String::deserialize(deserializer)?).map(Some).map_err(D::Error::custom)
-    }
-}
-
-/// A size that may be absent, as text.
-pub mod optional_bytes {
-    use super::{Bytes, Deserializer, Serializer};
-
-    /// Writes it, if it is there.
-    #[expect(clippy::ref_option, reason = "serde calls it so")]
-    pub fn serialize<S: Serializer>(value: &Option<Bytes>, serializer: S) -> Result<S::Ok, S::Error> {
-        match value {
-            Some(value) => serializer.collect_str(&format_args!("{} MiB", value.0 as f64 / 1_048_576.0)),
-            None => serializer.serialize_none(),
-        }
-    }
-
-    /// Reads it.
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Bytes>, D::Error> {
-        super::optional_size(deserializer)
-    }
-}
-
-/// A positive number that may be absent, kept in thousandths.
-pub mod optional_milli {
-    use super::{Deserialize as _, Deserializer, Serializer};
-    use serde::de::Error as _;
-
-    /// Writes it, if it is there.
-    #[expect(clippy::ref_option, clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
-    pub fn serialize<S: Serializer>(value: &Option<u32>, serializer: S) -> Result<S::Ok, S::Error> {
-        match value {
-            Some(value) => serializer.serialize_f64(f64::from(*value) / 1e3),
-            None => serializer.serialize_none(),
-        }
-    }
-
-    /// Reads it.
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
-        let number = f64::deserialize(deserializer)?;
-        super::milli(number).map(Some).map_err(D::Error::custom)
-    }
-}
-
-/// A share of 1 that may be absent, kept in thousandths.
-pub mod optional_ratio {
-    use super::Deserializer;
-
-    pub use super::optional_milli::serialize;
-
-    /// Reads it.
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
-        super::ratio_milli(deserializer).map(Some)
-    }
-}
-
-/// Thousandths of a number between 0.001 and 1000.
-pub fn milli(number: f64) -> Result<u32, QuantityError> {
-    if !(0.001..=1000.0).contains(&number) {
-        return Err(QuantityError::Range { text: number.to_string(), range: "a number from 0.001 to 1000" });
-    }
-    Ok((number * 1000.0).round() as u32)
-}
-
 /// A share of 1, kept in thousandths.
 pub fn ratio_milli<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
     ratio(f64::deserialize(deserializer)?).map_err(D::Error::custom)
@@ -188,6 +108,14 @@ pub fn ratio(share: f64) -> Result<u32, QuantityError> {
         return Err(QuantityError::Range { text: share.to_string(), range: "a share between 0.001 and 0.9" });
     }
     Ok((share * 1000.0).round() as u32)
+}
+
+/// Thousandths of a number between 0.001 and 1000.
+pub fn milli(number: f64) -> Result<u32, QuantityError> {
+    if !(0.001..=1000.0).contains(&number) {
+        return Err(QuantityError::Range { text: number.to_string(), range: "a number from 0.001 to 1000" });
+    }
+    Ok((number * 1000.0).round() as u32)
 }
 
 /// The one of `known` that a typing error away from `word` suggests.

@@ -27,7 +27,7 @@ const AGED: Nanos = Nanos::seconds(60);
 const AGED_ROUNDS: u64 = 2;
 
 /// A set of jobs of which some want a turn.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug)]
 pub(crate) struct Candidate {
     /// Its jobs, in order; the first is what the set goes by.
     pub(crate) jobs: Vec<JobId>,

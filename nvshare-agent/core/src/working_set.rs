@@ -52,7 +52,7 @@ struct Measured {
 }
 
 /// One bin of a client that may run.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Use {
     pub(crate) interval: Nanos,
     /// It had work.

@@ -11,10 +11,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nvshare_core::{Bytes, GpuId, ModeOrder, Nanos, Order, quantity};
+use nvshare_core::{Bytes, GpuId, ModeOrder, Nanos, Order};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
-use super::{ConfigError, EngineConfig, read_toml};
+use super::{ConfigError, EngineConfig, read_toml, text};
 
 /// Begins the file.
 const HEAD: &str =
@@ -28,13 +28,13 @@ pub struct Overrides {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<ModeOrder>,
     /// The fixed quantum.
-    #[serde(skip_serializing_if = "Option::is_none", with = "quantity::optional_duration")]
+    #[serde(skip_serializing_if = "Option::is_none", with = "text::optional_duration")]
     pub quantum: Option<Nanos>,
     /// The longest derived quantum.
-    #[serde(skip_serializing_if = "Option::is_none", with = "quantity::optional_duration")]
+    #[serde(skip_serializing_if = "Option::is_none", with = "text::optional_duration")]
     pub quantum_max: Option<Nanos>,
     /// Share of GPU time that hand-overs may cost, in thousandths.
-    #[serde(skip_serializing_if = "Option::is_none", with = "quantity::optional_ratio")]
+    #[serde(skip_serializing_if = "Option::is_none", with = "text::optional_ratio")]
     pub overhead: Option<u32>,
     /// What differs on single GPUs.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -81,13 +81,13 @@ impl<'de> Deserialize<'de> for Uid {
 #[serde(default, deny_unknown_fields)]
 pub struct Rule {
     /// Share in thousandths of the default; what a program asks for lowers it further.
-    #[serde(skip_serializing_if = "Option::is_none", with = "quantity::optional_milli")]
+    #[serde(skip_serializing_if = "Option::is_none", with = "text::optional_milli")]
     pub weight: Option<u32>,
     /// Class; what a program asks for lowers it further.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub priority: Option<i32>,
     /// The most that each program may hold on each GPU.
-    #[serde(skip_serializing_if = "Option::is_none", with = "quantity::optional_bytes")]
+    #[serde(skip_serializing_if = "Option::is_none", with = "text::optional_bytes")]
     pub memory_limit: Option<Bytes>,
 }
 

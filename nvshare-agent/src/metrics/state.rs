@@ -264,11 +264,11 @@ impl State {
     fn fill_client(&self, [id, name]: [&str; 2], view: &ClientView) {
         let ClientView {
             client: _,
+            priority: _,
             state,
             managed,
             device,
             weight_milli,
-            priority: _,
             granted,
             waited,
             grants,

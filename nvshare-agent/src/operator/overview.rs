@@ -6,7 +6,7 @@ use super::{
     history::{GpuHistory, Rates},
     protocol::{GpuClientReport, GpuReport, StatusReport},
 };
-use crate::driver::PlanEvent;
+use crate::{driver::PlanEvent, text::bytes};
 
 /// The answer to `overview`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -64,9 +64,65 @@ impl GpuReport {
     }
 }
 
+impl GpuClientReport {
+    /// What it uses of its managed memory, for people: a figure or its bounds, a dash where nothing is known.
+    pub fn working_set(&self) -> String {
+        let (low, high) = self.working_set_bytes;
+        let (least, most) = (bytes(low as f64), bytes(high as f64));
+        if low == 0 && high >= self.managed_bytes {
+            "-".to_owned()
+        } else if least == most {
+            most
+        } else if low == 0 {
+            format!("≤ {most}")
+        } else if high >= self.managed_bytes {
+            format!("≥ {least}")
+        } else {
+            format!("{least} – {most}")
+        }
+    }
+}
+
 impl GpuHistory {
     /// What a client moves.
     pub fn rates(&self, client: &GpuClientReport) -> Rates {
         self.clients.get(&client.client).copied().unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nvshare_core::ClientId;
+
+    use super::*;
+    use crate::clients::client::ClientTotals;
+
+    #[test]
+    fn a_working_set_is_shown_as_exactly_as_it_is_known() {
+        let shown = |low: u64, high: u64| {
+            let client = GpuClientReport {
+                client: ClientId(1),
+                name: String::new(),
+                pid: 1,
+                state: "idle".to_owned(),
+                managed_bytes: 400 << 20,
+                device_bytes: 0,
+                weight_milli: 1000,
+                priority: 0,
+                limit_bytes: None,
+                granted_s: 0.0,
+                waited_s: 0.0,
+                grants: 0,
+                working_set_bytes: (low << 20, high << 20),
+                refaulted_bytes: 0,
+                seen: ClientTotals::default(),
+            };
+            client.working_set()
+        };
+        assert_eq!(shown(0, 400), "-");
+        assert_eq!(shown(100, 100), "100 MiB");
+        assert_eq!(shown(400, 400), "400 MiB");
+        assert_eq!((shown(0, 100), shown(100, 400)), ("≤ 100 MiB".to_owned(), "≥ 100 MiB".to_owned()));
+        assert_eq!(shown(100, 200), "100 MiB – 200 MiB");
     }
 }

@@ -253,16 +253,17 @@ fn clients(html: &mut String, gpu: &GpuReport, history: Option<&GpuHistory>) {
          <caption>Clients; ▶ has the turn. In and out: moved to and from the GPU. For others: pushed out to \
          make room for other programs.</caption>\
          <thead><tr><th scope=\"col\">Client<th scope=\"col\">Program<th scope=\"col\">PID<th scope=\"col\">State\
-         <th scope=\"col\" class=\"number\">Managed<th scope=\"col\" class=\"number\">Plain\
+         <th scope=\"col\" class=\"number\">Managed<th scope=\"col\" class=\"number\">Uses<th scope=\"col\" class=\"number\">Plain\
          <th scope=\"col\" class=\"number\">Limit<th scope=\"col\" class=\"number\">Weight\
          <th scope=\"col\" class=\"number\">Had GPU<th scope=\"col\" class=\"number\">Waited\
          <th scope=\"col\" class=\"number\">In<th scope=\"col\" class=\"number\">Out\
-         <th scope=\"col\" class=\"number\">For others</tr></thead><tbody>",
+         <th scope=\"col\" class=\"number\">Refaulted<th scope=\"col\" class=\"number\">For others</tr></thead><tbody>",
     );
     for client in &gpu.clients {
         let rates = history.map(|history| history.rates(client)).unwrap_or_default();
         let numbers = [
             bytes(client.managed_bytes as f64),
+            client.working_set(),
             bytes(client.device_bytes as f64),
             or_dash(client.limit_bytes.map(|limit| limit as f64), bytes),
             (f64::from(client.weight_milli) / 1e3).to_string(),
@@ -270,6 +271,7 @@ fn clients(html: &mut String, gpu: &GpuReport, history: Option<&GpuHistory>) {
             seconds(client.waited_s),
             or_dash(rates.bytes_in, rate),
             or_dash(rates.bytes_out, rate),
+            bytes(client.refaulted_bytes as f64),
             or_dash(client.seen.evicted_by_others.map(|evicted| evicted.0 as f64), bytes),
         ];
         let numbers = numbers.map(|number| format!("<td class=\"number\">{number}</td>")).concat();

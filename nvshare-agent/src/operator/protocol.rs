@@ -280,6 +280,10 @@ pub struct GpuClientReport {
     pub waited_s: f64,
     /// Grants so far.
     pub grants: u64,
+    /// What it uses of its managed memory: at least, and at most.
+    pub working_set_bytes: (u64, u64),
+    /// Bytes that came back to it and would not have to if clients took turns.
+    pub refaulted_bytes: u64,
     /// What the driver did for it on this GPU.
     pub seen: ClientTotals,
 }

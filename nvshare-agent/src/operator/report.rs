@@ -191,6 +191,8 @@ fn gpu_client_report(
         granted_s: view.granted.as_secs_f64(),
         waited_s: view.waited.as_secs_f64(),
         grants: view.grants,
+        working_set_bytes: (view.working_set_low.0, view.working_set_high.0),
+        refaulted_bytes: view.curable_refaults.0,
         seen: client.map(|client| client.totals(gpu.gpu)).unwrap_or_default(),
     }
 }

@@ -8,9 +8,9 @@
 //! **Invariants.** A client that got nothing done before is taken to have made one call, so the gain is a lower
 //! bound; thrash that is cured within a few bins leaves little to count.
 
-use serde::{Deserialize, Serialize};
-
 use std::collections::{BTreeMap, VecDeque};
+
+use serde::{Deserialize, Serialize};
 
 use super::{Bin, view::EffectView};
 use crate::{id::ClientId, units::Nanos};

@@ -21,7 +21,7 @@ use crate::{input::ClientSample, units::Bytes};
 const OWN_MOVE_BINS: u8 = 3;
 
 /// One client's bytes of one bin.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Flow {
     /// Came in.
     pub(crate) bytes_in: Bytes,
@@ -46,7 +46,7 @@ pub(crate) struct Flow {
 }
 
 /// What a client's bytes are judged by.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Holder {
     pub(crate) managed: Bytes,
     /// Of the whole job, in whole blocks.

@@ -48,6 +48,7 @@ impl Engine {
                         member.priority = priority;
                     }
                 }
+                self.touched.extend(client.uses.keys().filter(|gpu| self.gpus.contains_key(gpu)));
             }
             Order::Overhead { milli } => {
                 self.config.overhead_milli = milli.max(1);

@@ -1,7 +1,5 @@
 //! What the clients of a GPU felt of paging in one bin, for the books ([`crate::account`]).
 
-use serde::{Deserialize, Serialize};
-
 use super::Gpu;
 use crate::{
     account,
@@ -12,7 +10,7 @@ use crate::{
 };
 
 /// What paging did to a client.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Felt {
     pub(super) client: ClientId,
     pub(super) curable: Bytes,

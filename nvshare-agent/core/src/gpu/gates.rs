@@ -1,8 +1,8 @@
 //! Whose gate stands how: so that nobody looks at all clients to find the few that matter.
 
-use serde::{Deserialize, Serialize};
-
 use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
 
 use crate::{
     id::ClientId,

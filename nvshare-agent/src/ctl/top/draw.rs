@@ -298,10 +298,11 @@ struct Column {
     text: fn(&GpuClientReport, Option<&GpuHistory>) -> String,
 }
 
-const COLUMNS: [Column; 12] = [
+const COLUMNS: [Column; 14] = [
     Column { head: "STATE", width: 8, from: 0, text: |client, _| client.state.clone() },
     Column { head: "MANAGED", width: 8, from: 0, text: |client, _| bytes(client.managed_bytes as f64) },
-    Column { head: "PLAIN", width: 8, from: 100, text: |client, _| bytes(client.device_bytes as f64) },
+    Column { head: "USES", width: 9, from: 100, text: |client, _| client.working_set() },
+    Column { head: "PLAIN", width: 8, from: 110, text: |client, _| bytes(client.device_bytes as f64) },
     Column {
         head: "LIMIT",
         width: 8,
@@ -322,16 +323,17 @@ const COLUMNS: [Column; 12] = [
         from: 0,
         text: |client, history| or_dash(history.and_then(|history| history.rates(client).bytes_out), rate),
     },
+    Column { head: "REFAULT", width: 8, from: 100, text: |client, _| bytes(client.refaulted_bytes as f64) },
     Column {
         head: "FOR OTHERS",
         width: 10,
-        from: 100,
+        from: 120,
         text: |client, _| or_dash(client.seen.evicted_by_others.map(|evicted| evicted.0 as f64), bytes),
     },
     Column {
         head: "FAULTS",
         width: 9,
-        from: 120,
+        from: 140,
         text: |client, _| client.seen.gpu_faults.map_or_else(|| "-".to_owned(), |faults| faults.to_string()),
     },
     Column {

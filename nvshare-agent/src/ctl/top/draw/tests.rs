@@ -26,6 +26,8 @@ pub(super) fn client(id: u64, name: &str, state: &str, managed: u64) -> GpuClien
         granted_s: id as f64,
         waited_s: 61.0,
         grants: 3,
+        working_set_bytes: (300 << 20, 300 << 20),
+        refaulted_bytes: 5 << 20,
         seen: ClientTotals { evicted_by_others: Some(Bytes::gib(2)), ..ClientTotals::default() },
     }
 }
@@ -150,7 +152,14 @@ fn no_size_is_too_small_and_a_wide_one_shows_more() {
         assert_eq!(lines.len(), usize::from(height));
     }
     let wide = drawn(&mut model(), 200, 50).0.join("\n");
-    assert!(wide.contains("WEIGHT") && wide.contains("FOR OTHERS") && wide.contains("2.0 GiB"), "{wide}");
+    assert!(
+        wide.contains("WEIGHT")
+            && wide.contains("FOR OTHERS")
+            && wide.contains("2.0 GiB")
+            && wide.contains("300 MiB")
+            && wide.contains("5.0 MiB"),
+        "{wide}"
+    );
 }
 
 #[test]
