@@ -2,5 +2,6 @@
 
 pub mod control;
 pub mod http;
+pub mod inventory;
 pub mod protocol;
 pub mod report;

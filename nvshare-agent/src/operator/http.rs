@@ -14,7 +14,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{net::TcpListener, sync::Semaphore, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::{protocol::StatusReport, report::Desk};
+use super::{inventory, protocol::StatusReport, report::Desk};
 
 /// Connections served at one time; more wait.
 const CONNECTIONS: usize = 64;
@@ -72,6 +72,13 @@ async fn respond(request: &Request<Incoming>, desk: &Desk) -> Response<Full<Byte
                 text(StatusCode::SERVICE_UNAVAILABLE, "text/plain", "the engine does not answer\n".to_owned())
             }
         },
+        "/gpus.json" => match inventory::take(desk).await {
+            Ok(inventory) => {
+                let body = serde_json::to_string(&inventory).unwrap_or_else(|error| error.to_string());
+                text(StatusCode::OK, "application/json", body)
+            }
+            Err(gone) => text(StatusCode::SERVICE_UNAVAILABLE, "text/plain", format!("{gone}\n")),
+        },
         "/" => match desk.status().await {
             Ok(status) => text(StatusCode::OK, "text/html; charset=utf-8", page(&status)),
             Err(gone) => text(StatusCode::SERVICE_UNAVAILABLE, "text/plain", format!("{gone}\n")),
@@ -79,7 +86,7 @@ async fn respond(request: &Request<Incoming>, desk: &Desk) -> Response<Full<Byte
         other => text(
             StatusCode::NOT_FOUND,
             "text/plain",
-            format!("nothing at {other}; there are /metrics, /healthz and /\n"),
+            format!("nothing at {other}; there are /metrics, /healthz, /gpus.json and /\n"),
         ),
     }
 }
