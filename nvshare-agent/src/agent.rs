@@ -39,7 +39,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<()> {
     let Options { config, record } = options;
     let started = clock::now();
     raise_descriptor_limit();
-    let run_dir = RunDir::claim(&config.listen.run_dir)?;
+    let run_dir = RunDir::claim(&config.listen.run_dir, config.listen.control_dir.as_deref())?;
     let metrics = Arc::new(Metrics::new().context("cannot set up the metrics")?);
     let http = listen_http(config.listen.metrics).await?;
     let recorder = record.map(|path| Recorder::create(&path, &config.engine.to_core())).transpose()?;
@@ -136,7 +136,8 @@ async fn report_gpus(hub: &Hub, nvml: &NvmlSource) {
 fn announce(config: &Config, metrics: Option<SocketAddr>) {
     let run_dir = &config.listen.run_dir;
     tracing::info!(clients = %run_dir.join("clients.sock").display(), "serving clients");
-    tracing::info!(control = %run_dir.join("control.sock").display(), "serving nvsharectl");
+    let control_dir = config.listen.control_dir.as_ref().unwrap_or(run_dir);
+    tracing::info!(control = %control_dir.join("control.sock").display(), "serving nvsharectl");
     if let Some(address) = metrics {
         tracing::info!("serving http://{address}/metrics and a status page at http://{address}/");
     } else {

@@ -111,8 +111,10 @@ pub struct GpuConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ListenConfig {
-    /// Directory of the sockets.
+    /// Directory of the clients' socket.
     pub run_dir: PathBuf,
+    /// Directory of the control socket; the same without it.
+    pub control_dir: Option<PathBuf>,
     /// Address of the HTTP server.
     pub metrics: MetricsListen,
     /// Clients at one time.
@@ -125,6 +127,7 @@ impl Default for ListenConfig {
     fn default() -> Self {
         Self {
             run_dir: "/run/nvshare".into(),
+            control_dir: None,
             metrics: MetricsListen::At(SocketAddr::from(([127, 0, 0, 1], 9464))),
             max_clients: 1024,
             max_clients_per_uid: 512,

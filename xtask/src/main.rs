@@ -7,6 +7,7 @@
 
 mod cargo;
 mod demo;
+mod dist;
 mod ebpf;
 mod gpu_bench;
 mod run_agent;
@@ -38,6 +39,7 @@ enum Task {
     SetupEbpf(setup_ebpf::Args),
     VmTest(vm_test::Args),
     Shim(shim::Args),
+    Dist(dist::Args),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -50,5 +52,6 @@ fn main() -> anyhow::Result<()> {
         Task::SetupEbpf(args) => setup_ebpf::run(&args),
         Task::VmTest(args) => vm_test::run(&args),
         Task::Shim(args) => shim::run(&args),
+        Task::Dist(args) => dist::run(&args),
     }
 }

@@ -11,27 +11,32 @@ use nvshare_tests::{Agent, Binaries, Simulator, SimulatorOptions, process::Guard
 use crate::{
     kubelet::{Kubelet, PATIENCE},
     scene::Node,
-    wire::Wire,
+    wire::{Value, Wire},
 };
 
-/// Binds each `FROM TO` before `--`, read-only, in a mount namespace of its own, then runs what follows.
+/// Binds each `FROM TO MODE` before `--` in a mount namespace of its own, then runs what follows.
 const IN_CONTAINER: &str = r#"
-while [ "$1" != -- ]; do mount --bind "$1" "$2" && mount -o remount,bind,ro "$2" || exit 90; shift 2; done
+while [ "$1" != -- ]; do mount --bind "$1" "$2" && mount -o remount,bind,$3 "$2" || exit 90; shift 3; done
 shift; exec "$@""#;
 
 /// A container as a runtime makes it of an answer, with its paths below `root`.
 struct Container {
     variables: Vec<(String, String)>,
-    mounts: Vec<(PathBuf, String)>,
+    /// From, to, and `ro` or `rw`.
+    mounts: Vec<(PathBuf, String, &'static str)>,
     root: PathBuf,
 }
 
 impl Container {
     fn new(answer: &Wire, root: &Path) -> Self {
         let variables = answer.all(1).iter().map(|entry| (entry.one_text(1), entry.one_text(2))).collect();
-        let mounts: Vec<_> =
-            answer.all(2).iter().map(|mount| (PathBuf::from(mount.one_text(2)), mount.one_text(1))).collect();
-        for (_, inside) in &mounts {
+        let mode = |mount: &Wire| if mount.fields().contains(&(3, Value::Number(1))) { "ro" } else { "rw" };
+        let mounts: Vec<_> = answer
+            .all(2)
+            .iter()
+            .map(|mount| (PathBuf::from(mount.one_text(2)), mount.one_text(1), mode(mount)))
+            .collect();
+        for (_, inside, _) in &mounts {
             std::fs::create_dir_all(Self::below(root, inside)).expect("a place to mount at");
         }
         Self { variables, mounts, root: root.to_owned() }
@@ -50,8 +55,8 @@ impl Container {
     fn command(&self, program: &Path, arguments: &[&str]) -> Command {
         let mut command = Command::new("unshare");
         command.args(["--mount", "--propagation", "private", "sh", "-c", IN_CONTAINER, "sh"]);
-        for (outside, inside) in &self.mounts {
-            command.arg(outside).arg(Self::below(&self.root, inside));
+        for (outside, inside, mode) in &self.mounts {
+            command.arg(outside).arg(Self::below(&self.root, inside)).arg(mode);
         }
         command.args(["--", "env"]);
         for (name, value) in &self.variables {

@@ -45,6 +45,16 @@ impl Kubelet {
         for entry in std::fs::read_dir(dir).expect("the kubelet's directory").flatten() {
             std::fs::remove_file(entry.path()).expect("an old socket");
         }
+        Self::listen(dir)
+    }
+
+    /// Starts without a look at what lies in the directory.
+    pub(crate) fn start_beside(dir: &Path) -> Self {
+        std::fs::remove_file(dir.join("kubelet.sock")).expect("the last kubelet's socket");
+        Self::listen(dir)
+    }
+
+    fn listen(dir: &Path) -> Self {
         let (registered_tx, registered_rx) = mpsc::unbounded_channel();
         let listener = UnixListener::bind(dir.join("kubelet.sock")).expect("the kubelet's socket");
         let answer = Arc::new(Mutex::new(Ok(())));

@@ -24,14 +24,20 @@ async fn a_kubelet_that_restarts_is_told_again() {
         // Removes all sockets, the plugin's too.
         kubelet = Kubelet::start(&node.kubelet_dir());
         let registration = kubelet.registration().await;
-        let endpoint = registration.one_text(2);
-        // The plugin may begin once more when it sees both events one after the other; then the last one counts.
-        let socket = node.kubelet_dir().join(&endpoint);
-        wait_until("the plugin's socket", PATIENCE, || Ok(socket.exists().then_some(()))).expect("a socket");
-        let mut plugin = kubelet.plugin(&endpoint).await;
+        let mut plugin = kubelet.plugin(&registration.one_text(2)).await;
         assert_eq!(plugin.watch().await.next().await.map(|list| list.len()), Some(10));
         plugin.allocate(request()).await.expect("an allocation");
     }
+    drop(process);
+}
+
+#[tokio::test]
+async fn a_kubelet_that_restarts_and_leaves_the_plugins_socket_alone_is_told_again() {
+    let Scene { node, process, kubelet, .. } = Scene::open(Node::with_gpus(1), &[]).await;
+    kubelet.kill().await;
+    let mut kubelet = Kubelet::start_beside(&node.kubelet_dir());
+    kubelet.registration().await;
+    kubelet.plugin(ENDPOINT).await.allocate(request()).await.expect("an allocation");
     drop(process);
 }
 
