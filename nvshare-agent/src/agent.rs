@@ -18,6 +18,7 @@ use crate::{
         uvm_counters::UvmCounters,
     },
     operator::{control, http, report::Desk},
+    pods::Pods,
     recording::Recorder,
     run_dir::RunDir,
 };
@@ -39,6 +40,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<()> {
     let Options { config, record } = options;
     let started = clock::now();
     raise_descriptor_limit();
+    let pods = Arc::new(Pods::new(&config.pods)?);
     let run_dir = RunDir::claim(&config.listen.run_dir, config.listen.control_dir.as_deref())?;
     let metrics = Arc::new(Metrics::new().context("cannot set up the metrics")?);
     let http = listen_http(config.listen.metrics).await?;
@@ -64,6 +66,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<()> {
         metrics,
         counters: Arc::new(UvmCounters::new(config.driver.clone(), config.sensors.uvm_counters)),
         gpus,
+        pods: Arc::clone(&pods),
     });
     let sensors = Arc::new(Sensors::new(Arc::clone(&hub), nvml.clone(), bpf.status()));
     sensors.update(bpf.status());
@@ -77,6 +80,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<()> {
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
     tasks.spawn(listener::serve(run_dir.clients()?, hub, stop.clone()));
+    tasks.spawn(pods.keep(stop.clone()));
     tasks.spawn(control::serve(run_dir.control()?, Arc::clone(&desk), stop.clone()));
     if let Some(http) = http {
         tasks.spawn(http::serve(http, desk, stop.clone()));

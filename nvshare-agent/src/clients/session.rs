@@ -25,6 +25,7 @@ use crate::{
     driver::{Command, DriverHandle},
     metrics::Metrics,
     observe::{gpus::Gpus, uvm_counters::UvmCounters},
+    pods::Pods,
 };
 
 /// A client must introduce itself, and end a frame that it began, within this time.
@@ -51,6 +52,8 @@ pub struct Hub {
     pub counters: Arc<UvmCounters>,
     /// The GPUs of this machine.
     pub gpus: Arc<Gpus>,
+    /// The pods that clients run in.
+    pub pods: Arc<Pods>,
 }
 
 /// Why the agent ends a session.
@@ -184,7 +187,8 @@ async fn hello(connection: &mut Connection, hub: &Hub, identity: Identity) -> Re
         Err(error) => return refuse(RefusalCode::Descriptor, error.to_string()),
     };
     // A client may lower its share, never raise it.
-    let wish = (weight_milli.clamp(1, 1000), priority.min(0));
+    let terms = hub.pods.terms(identity.pid).await;
+    let wish = (terms.weight_milli(weight_milli.clamp(1, 1000)), terms.priority(priority));
     let added = hub
         .registry
         .add(identity, |id| Client::new(id, identity, name.as_str().to_owned(), wish, clock::now(), page));

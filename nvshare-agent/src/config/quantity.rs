@@ -83,6 +83,15 @@ pub(super) fn ratio_milli<'de, D: Deserializer<'de>>(deserializer: D) -> Result<
     Ok((ratio * 1000.0).round() as u32)
 }
 
+/// A weight, kept in thousandths.
+pub(super) fn weight_milli<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    let weight = f64::deserialize(deserializer)?;
+    if !(0.001..=1000.0).contains(&weight) {
+        return Err(D::Error::custom(format!("{weight} is out of range; expected a weight between 0.001 and 1000")));
+    }
+    Ok((weight * 1000.0).round() as u32)
+}
+
 /// The one of `known` that a typing error away from `word` suggests.
 pub fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     known
