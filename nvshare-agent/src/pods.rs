@@ -113,7 +113,9 @@ impl Pods {
         *asked = Some(now);
         match source.api.pods().await {
             Ok(pods) => self.learn(pods, source.bounds),
-            Err(error) => tracing::warn!(error = format!("{error:#}"), "the pods of this node cannot be listed"),
+            Err(error) => {
+                tracing::warn!(error = format!("{error:#}"), "the pods of this node cannot be listed")
+            }
         }
     }
 

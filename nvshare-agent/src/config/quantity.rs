@@ -87,7 +87,9 @@ pub(super) fn ratio_milli<'de, D: Deserializer<'de>>(deserializer: D) -> Result<
 pub(super) fn weight_milli<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
     let weight = f64::deserialize(deserializer)?;
     if !(0.001..=1000.0).contains(&weight) {
-        return Err(D::Error::custom(format!("{weight} is out of range; expected a weight between 0.001 and 1000")));
+        return Err(D::Error::custom(format!(
+            "{weight} is out of range; expected a weight between 0.001 and 1000"
+        )));
     }
     Ok((weight * 1000.0).round() as u32)
 }

@@ -42,29 +42,34 @@ impl Terms {
         let mut complaints = Vec::new();
         for (name, text) in annotations.iter().filter(|(name, _)| name.starts_with(PREFIX)) {
             let text = text.trim();
-            let ignored = |expected: &str| format!("annotation {name}: {text:?} is ignored: expected {expected}");
+            let ignored =
+                |expected: &str| format!("annotation {name}: {text:?} is ignored: expected {expected}");
             match name.as_str() {
-                WEIGHT => match text.parse::<f64>().map(|weight| weight * 1000.0) {
-                    Ok(milli) if (1.0..=1e6).contains(&milli) => {
-                        let milli = milli.round() as u32;
-                        if milli > bounds.weight_milli {
-                            let most = f64::from(bounds.weight_milli) / 1000.0;
-                            complaints.push(format!("annotation {name}: {text} is cut to {most}, the configuration's weight_max"));
+                WEIGHT => {
+                    match text.parse::<f64>().map(|weight| weight * 1000.0) {
+                        Ok(milli) if (1.0..=1e6).contains(&milli) => {
+                            let milli = milli.round() as u32;
+                            if milli > bounds.weight_milli {
+                                let most = f64::from(bounds.weight_milli) / 1000.0;
+                                complaints.push(format!("annotation {name}: {text} is cut to {most}, the configuration's weight_max"));
+                            }
+                            terms.weight_milli = Some(milli.min(bounds.weight_milli));
                         }
-                        terms.weight_milli = Some(milli.min(bounds.weight_milli));
+                        Ok(_) | Err(_) => complaints.push(ignored("a number from 0.001 to 1000")),
                     }
-                    Ok(_) | Err(_) => complaints.push(ignored("a number from 0.001 to 1000")),
-                },
-                PRIORITY => match text.parse::<i32>() {
-                    Ok(priority) => {
-                        if priority > bounds.priority {
-                            let most = bounds.priority;
-                            complaints.push(format!("annotation {name}: {text} is cut to {most}, the configuration's priority_max"));
+                }
+                PRIORITY => {
+                    match text.parse::<i32>() {
+                        Ok(priority) => {
+                            if priority > bounds.priority {
+                                let most = bounds.priority;
+                                complaints.push(format!("annotation {name}: {text} is cut to {most}, the configuration's priority_max"));
+                            }
+                            terms.priority = Some(priority.min(bounds.priority));
                         }
-                        terms.priority = Some(priority.min(bounds.priority));
+                        Err(_) => complaints.push(ignored("a whole number")),
                     }
-                    Err(_) => complaints.push(ignored("a whole number")),
-                },
+                }
                 // Kubernetes writes Gi where we write GiB.
                 MEMORY_LIMIT => match parse_size(text).or_else(|_| parse_size(&format!("{text}B"))) {
                     Ok(limit) => terms.memory_limit = Some(limit),
@@ -97,7 +102,8 @@ mod tests {
     const BOUNDS: Bounds = Bounds { weight_milli: 2000, priority: 1 };
 
     fn read(pairs: &[(&str, &str)]) -> (Terms, Vec<String>) {
-        let annotations = pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let annotations =
+            pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         Terms::of(&annotations, BOUNDS)
     }
 
@@ -114,7 +120,9 @@ mod tests {
             terms,
             Terms { weight_milli: Some(1500), priority: Some(-2), memory_limit: Some(Bytes::gib(16)) }
         );
-        for (text, bytes) in [("512Mi", Bytes::mib(512)), ("8 GiB", Bytes::gib(8)), ("2G", Bytes(2_000_000_000))] {
+        for (text, bytes) in
+            [("512Mi", Bytes::mib(512)), ("8 GiB", Bytes::gib(8)), ("2G", Bytes(2_000_000_000))]
+        {
             assert_eq!(read(&[(MEMORY_LIMIT, text)]).0.memory_limit, Some(bytes), "{text}");
         }
         assert_eq!(read(&[]), (Terms::default(), vec![]));
@@ -152,7 +160,10 @@ mod tests {
     #[test]
     fn a_clients_own_wish_lowers_what_its_pod_has() {
         let (terms, _) = read(&[(WEIGHT, "2"), (PRIORITY, "1")]);
-        assert_eq!((terms.weight_milli(1000), terms.weight_milli(250), terms.weight_milli(0)), (2000, 500, 1));
+        assert_eq!(
+            (terms.weight_milli(1000), terms.weight_milli(250), terms.weight_milli(0)),
+            (2000, 500, 1)
+        );
         assert_eq!((terms.priority(0), terms.priority(-3), terms.priority(7)), (1, -2, 1));
         assert_eq!((Terms::default().weight_milli(400), Terms::default().priority(-1)), (400, -1));
         let low = Terms { priority: Some(i32::MIN), ..Terms::default() };

@@ -109,8 +109,9 @@ impl ApiServer {
     pub fn new(host: String, port: u16, account: &Path, node: String) -> Result<Self> {
         let authority = account.join("ca.crt");
         let mut roots = RootCertStore::empty();
-        let certificates = CertificateDer::pem_file_iter(&authority)
-            .with_context(|| format!("cannot read {}; is the service account's token mounted?", authority.display()))?;
+        let certificates = CertificateDer::pem_file_iter(&authority).with_context(|| {
+            format!("cannot read {}; is the service account's token mounted?", authority.display())
+        })?;
         for certificate in certificates {
             let certificate = certificate.with_context(|| format!("in {}", authority.display()))?;
             roots.add(certificate).with_context(|| format!("in {}", authority.display()))?;
@@ -121,7 +122,8 @@ impl ApiServer {
             .with_root_certificates(roots)
             .with_no_client_auth();
         // The name is put into an address.
-        if node.is_empty() || !node.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-".contains(&byte)) {
+        if node.is_empty() || !node.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-".contains(&byte))
+        {
             bail!("{node:?} is not the name of a node");
         }
         Ok(Self { host, port, token: account.join("token"), node, tls: Arc::new(tls) })
@@ -134,7 +136,11 @@ impl ApiServer {
         let pods = items.into_iter().map(|Item { metadata }| Pod {
             uid: metadata.uid.into(),
             name: format!("{}/{}", metadata.namespace, metadata.name),
-            annotations: metadata.annotations.into_iter().filter(|(name, _)| name.starts_with(PREFIX)).collect(),
+            annotations: metadata
+                .annotations
+                .into_iter()
+                .filter(|(name, _)| name.starts_with(PREFIX))
+                .collect(),
         });
         Ok(pods.collect())
     }

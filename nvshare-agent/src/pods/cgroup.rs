@@ -62,15 +62,23 @@ mod tests {
     fn a_pod_is_found_under_every_driver_class_and_version() {
         let systemd = UID.replace('-', "_");
         for text in [
-            format!("0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{systemd}.slice/cri-containerd-ab.scope\n"),
-            format!("0::/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod{systemd}.slice/crio-ab.scope\n"),
+            format!(
+                "0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{systemd}.slice/cri-containerd-ab.scope\n"
+            ),
+            format!(
+                "0::/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod{systemd}.slice/crio-ab.scope\n"
+            ),
             format!("0::/kubepods.slice/kubepods-pod{systemd}.slice/cri-containerd-ab.scope\n"),
             format!("0::/kubepods/burstable/pod{UID}/ab\n"),
             format!("0::/kubepods/pod{UID}/ab\n"),
             // Version 1, and the agent in a group of its own.
             format!("12:memory:/kubepods/besteffort/pod{UID}/ab\n11:cpu,cpuacct:/\n0::/\n"),
-            format!("0::/../../../kubepods-burstable.slice/kubepods-burstable-pod{systemd}.slice/cri-containerd-ab.scope\n"),
-            format!("1:name=systemd:/system.slice/containerd.service/kubepods-burstable-pod{systemd}.slice:cri-containerd:ab\n0::/kubepods/pod{UID}/x"),
+            format!(
+                "0::/../../../kubepods-burstable.slice/kubepods-burstable-pod{systemd}.slice/cri-containerd-ab.scope\n"
+            ),
+            format!(
+                "1:name=systemd:/system.slice/containerd.service/kubepods-burstable-pod{systemd}.slice:cri-containerd:ab\n0::/kubepods/pod{UID}/x"
+            ),
         ] {
             assert_eq!(pod(&text).as_deref(), Some(UID), "{text}");
         }

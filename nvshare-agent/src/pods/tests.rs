@@ -94,7 +94,10 @@ impl Server {
             r#"{{"metadata": {{"uid": "{uid}", "name": "a", "namespace": "b", "annotations": {annotations}}}}}"#
         );
         let bare = r#"{"metadata": {"uid": "1", "name": "without"}}"#;
-        self.answer(StatusCode::OK, &format!(r#"{{"kind": "PartialObjectMetadataList", "items": [{bare}, {item}]}}"#));
+        self.answer(
+            StatusCode::OK,
+            &format!(r#"{{"kind": "PartialObjectMetadataList", "items": [{bare}, {item}]}}"#),
+        );
     }
 
     fn api(&self) -> ApiServer {
@@ -149,7 +152,8 @@ async fn refusals_and_nonsense_are_explained() {
         assert!(error.contains(reason), "{error}");
     }
     let port = server.port;
-    let bad = |node: &str| ApiServer::new("127.0.0.1".to_owned(), port, server.account.path(), node.to_owned());
+    let bad =
+        |node: &str| ApiServer::new("127.0.0.1".to_owned(), port, server.account.path(), node.to_owned());
     assert!(bad("a&fieldSelector=").is_err() && bad("").is_err());
     let missing = ApiServer::new("127.0.0.1".to_owned(), port, Path::new("/nonexistent"), "n".to_owned());
     assert!(format!("{:#}", missing.unwrap_err()).contains("token mounted"));
@@ -160,8 +164,7 @@ async fn a_pod_is_asked_for_once_and_then_known() {
     let server = Server::start("127.0.0.1").await;
     server.lists(UID, r#"{"nvshare.com/weight": "0.5", "nvshare.com/memory-limit": "4Gi"}"#);
     let pods = Pods::asking(server.api(), BOUNDS);
-    let expected =
-        Terms { weight_milli: Some(500), memory_limit: Some(Size::gib(4)), ..Terms::default() };
+    let expected = Terms { weight_milli: Some(500), memory_limit: Some(Size::gib(4)), ..Terms::default() };
     for _ in 0..3 {
         assert_eq!(pods.terms_of(&uid()).await, expected);
     }

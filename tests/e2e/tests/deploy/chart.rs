@@ -27,6 +27,8 @@ const ALL: &[&str] = &[
     "seLinuxOptions.type=spc_t",
     "podLabels.team=ml",
     "podAnnotations.why=not",
+    "podTerms.enabled=true",
+    "podTerms.weightMax=2.5",
 ];
 
 /// The chart as it is, and with everything on.
@@ -131,9 +133,6 @@ fn every_container_has_as_little_power_as_it_can() {
                 assert_eq!(context["capabilities"]["add"], Value::Null, "{name}");
             }
         }
-        assert!(
-            !rendered.manifests.iter().any(|manifest| manifest["kind"].as_str().unwrap().contains("Role"))
-        );
     }
     assert_eq!(
         container(&plain, "agent")["securityContext"]["capabilities"]["add"],
@@ -143,6 +142,29 @@ fn every_container_has_as_little_power_as_it_can() {
         container(&all, "agent")["securityContext"]["capabilities"]["add"],
         json!(["BPF", "PERFMON", "SYS_RESOURCE"])
     );
+}
+
+#[test]
+fn only_with_pod_terms_is_there_a_role_and_only_the_agent_has_a_token() {
+    let Some([plain, all]) = both() else { return };
+    assert!(!plain.manifests.iter().any(|manifest| manifest["kind"].as_str().unwrap().contains("Role")));
+    assert!(!plain.text.contains("serviceAccountToken"));
+    let rules = &all.only("ClusterRole")["rules"];
+    assert_eq!(*rules, json!([{"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]}]));
+    let binding = all.only("ClusterRoleBinding");
+    assert_eq!(binding["roleRef"]["name"], all.only("ClusterRole")["metadata"]["name"]);
+    let account = all.only("ServiceAccount");
+    assert_eq!(binding["subjects"][0]["name"], account["metadata"]["name"]);
+    assert_eq!(account["automountServiceAccountToken"], false);
+    let with_token = |container: &&Value| {
+        container["volumeMounts"].as_array().unwrap().iter().any(|mount| mount["name"] == "account")
+    };
+    let names: Vec<_> =
+        containers(&all).into_iter().filter(with_token).map(|container| &container["name"]).collect();
+    assert_eq!(names, ["agent"]);
+    let node =
+        container(&all, "agent")["env"].as_array().unwrap().iter().find(|entry| entry["name"] == "NODE_NAME");
+    assert_eq!(node.unwrap()["valueFrom"]["fieldRef"]["fieldPath"], "spec.nodeName");
 }
 
 #[test]
@@ -161,7 +183,8 @@ fn every_power_is_explained_in_the_documents() {
         .unwrap()
         .iter()
         .filter_map(|volume| volume["hostPath"]["path"].as_str().map(str::to_owned));
-    for power in capabilities.chain(places).chain(["hostPID".to_owned()]) {
+    let others = ["hostPID", "list pods"].map(str::to_owned);
+    for power in capabilities.chain(places).chain(others) {
         assert!(document.contains(&format!("| `{power}` |")), "docs/kubernetes.md does not explain {power}");
     }
 }
@@ -182,9 +205,15 @@ fn operators_have_their_socket_where_containers_do_not_look() {
 #[test]
 fn the_agent_takes_its_configuration() {
     let binaries = Binaries::of_this_test().unwrap();
-    let Some(rendered) =
-        Rendered::of(&chart(), &["agent.config=[engine]\noverhead = 0.1", "agent.port=9000"])
-    else {
+    let Some(rendered) = Rendered::of(
+        &chart(),
+        &[
+            "agent.config=[engine]\noverhead = 0.1",
+            "agent.port=9000",
+            "podTerms.enabled=true",
+            "podTerms.weightMax=4",
+        ],
+    ) else {
         return;
     };
     let text = rendered.only("ConfigMap")["data"]["nvshare.toml"].as_str().unwrap();
@@ -193,6 +222,7 @@ fn the_agent_takes_its_configuration() {
     std::fs::write(&file, text).unwrap();
     let output = Command::new(binaries.agent()).arg("check-config").arg(&file).output().unwrap();
     assert!(output.status.success(), "{text}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(text.contains("weight_max = 4.0"), "{text}");
     assert!(text.contains("overhead = 0.1") && text.contains(":9000"), "{text}");
     let inventory = &variables(container(&rendered, "device-plugin"))["NVSHARE_INVENTORY"];
     assert_eq!(inventory, "http://127.0.0.1:9000/gpus.json");
