@@ -114,7 +114,7 @@ impl Pods {
         match source.api.pods().await {
             Ok(pods) => self.learn(pods, source.bounds),
             Err(error) => {
-                tracing::warn!(error = format!("{error:#}"), "the pods of this node cannot be listed")
+                tracing::warn!(error = format!("{error:#}"), "the pods of this node cannot be listed");
             }
         }
     }
