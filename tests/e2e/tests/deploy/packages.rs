@@ -23,8 +23,10 @@ fn run(command: &mut Command) -> Output {
 /// What `cargo xtask dist` makes of the programs beside this test.
 fn pack(out: &Path) {
     let built = Binaries::of_this_test().unwrap();
-    run(Command::new(env!("CARGO"))
+    run(Command::new("sh")
         .current_dir(root())
+        // A careful user's files are for nobody else; a package's are.
+        .args(["-c", "umask 077; exec \"$@\"", "sh", env!("CARGO")])
         .args(["run", "--quiet", "--package=xtask", "--", "dist", "--built"])
         .arg(built.dir())
         .arg("--out")
@@ -145,6 +147,7 @@ fn the_package_says_what_it_needs_and_its_scripts_are_scripts() {
     let listed = run(Command::new("dpkg-deb").arg("-c").arg(&deb));
     for line in String::from_utf8(listed.stdout).unwrap().lines() {
         assert!(line.contains(" root/root "), "{line}");
+        assert!(line.starts_with("-rw") || line.starts_with("drwxr-xr-x "), "{line}");
     }
 }
 
