@@ -24,6 +24,7 @@ use crate::{
         report::Desk,
         settings::Settings,
     },
+    pods::Pods,
     recording::Recorder,
     run_dir::RunDir,
 };
@@ -47,7 +48,8 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<()> {
     let Options { config, record, overrides: (overrides_file, overrides) } = options;
     let started = clock::now();
     raise_descriptor_limit();
-    let run_dir = RunDir::claim(&config.listen.run_dir)?;
+    let pods = Arc::new(Pods::new(&config.pods)?);
+    let run_dir = RunDir::claim(&config.listen.run_dir, config.listen.control_dir.as_deref())?;
     let metrics = Arc::new(Metrics::new().context("cannot set up the metrics")?);
     let http = listen_http(config.listen.metrics).await?;
     let orders = overrides.orders();
@@ -79,6 +81,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<()> {
         counters: Arc::new(UvmCounters::new(config.driver.clone(), config.sensors.uvm_counters)),
         gpus,
         settings,
+        pods: Arc::clone(&pods),
     });
     let sensors = Arc::new(Sensors::new(Arc::clone(&hub), nvml.clone(), bpf.status()));
     sensors.update(bpf.status());
@@ -98,6 +101,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<()> {
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
     tasks.spawn(listener::serve(run_dir.clients()?, hub, stop.clone()));
+    tasks.spawn(pods.keep(stop.clone()));
     tasks.spawn(control::serve(run_dir.control()?, Arc::clone(&desk), stop.clone()));
     tasks.spawn(history::keep(Arc::clone(&desk), stop.clone()));
     if let Some(http) = http {
@@ -158,7 +162,8 @@ async fn report_gpus(hub: &Hub, nvml: &NvmlSource) {
 fn announce(config: &Config, metrics: Option<SocketAddr>) {
     let run_dir = &config.listen.run_dir;
     tracing::info!(clients = %run_dir.join("clients.sock").display(), "serving clients");
-    tracing::info!(control = %run_dir.join("control.sock").display(), "serving nvsharectl");
+    let control_dir = config.listen.control_dir.as_ref().unwrap_or(run_dir);
+    tracing::info!(control = %control_dir.join("control.sock").display(), "serving nvsharectl");
     if let Some(address) = metrics {
         tracing::info!("serving http://{address}/metrics and a status page at http://{address}/");
     } else {

@@ -16,6 +16,8 @@ use serde::{Deserialize, Serialize};
 
 pub use driver::DriverConfig;
 
+use crate::pods::annotations::Bounds;
+
 /// The documented configuration file, whose values are the defaults.
 pub const EXAMPLE: &str = include_str!("../nvshare.toml");
 
@@ -33,6 +35,8 @@ pub struct Config {
     pub gpu: GpuConfig,
     /// Where the agent is reached.
     pub listen: ListenConfig,
+    /// What pods may say of themselves.
+    pub pods: PodsConfig,
 }
 
 /// The `[engine]` table.
@@ -115,8 +119,10 @@ pub struct GpuConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ListenConfig {
-    /// Directory of the sockets.
+    /// Directory of the clients' socket.
     pub run_dir: PathBuf,
+    /// Directory of the control socket; the same without it.
+    pub control_dir: Option<PathBuf>,
     /// Address of the HTTP server.
     pub metrics: MetricsListen,
     /// Clients at one time.
@@ -129,10 +135,38 @@ impl Default for ListenConfig {
     fn default() -> Self {
         Self {
             run_dir: "/run/nvshare".into(),
+            control_dir: None,
             metrics: MetricsListen::At(SocketAddr::from(([127, 0, 0, 1], 9464))),
             max_clients: 1024,
             max_clients_per_uid: 512,
         }
+    }
+}
+
+/// The `[pods]` table.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PodsConfig {
+    /// Whether annotations of pods are read.
+    pub annotations: bool,
+    /// The largest weight that an annotation may ask for, in thousandths.
+    #[serde(deserialize_with = "quantity::weight_milli")]
+    pub weight_max: u32,
+    /// The highest class that an annotation may ask for.
+    pub priority_max: i32,
+}
+
+impl Default for PodsConfig {
+    fn default() -> Self {
+        Self { annotations: false, weight_max: 1000, priority_max: 0 }
+    }
+}
+
+impl PodsConfig {
+    /// How far annotations may raise a share.
+    pub fn bounds(&self) -> Bounds {
+        let Self { annotations: _, weight_max, priority_max } = *self;
+        Bounds { weight_milli: weight_max, priority: priority_max }
     }
 }
 
@@ -272,7 +306,7 @@ mod tests {
             let text = format!("[{table}]\nno_such_key = 1\n");
             Config::parse(Path::new("x"), &text).unwrap_err().to_string()
         };
-        for table in ["driver", "engine", "sensors", "gpu", "listen"] {
+        for table in ["driver", "engine", "sensors", "gpu", "listen", "pods"] {
             let message = message(table);
             let known = message.split("(known: ").nth(1).unwrap().trim_end_matches(')');
             for key in known.split(", ") {

@@ -6,6 +6,7 @@ pub mod http;
 mod orders;
 pub mod overview;
 pub mod page;
+pub mod inventory;
 pub mod protocol;
 pub mod report;
 pub mod settings;

@@ -8,6 +8,7 @@
 mod bench;
 mod cargo;
 mod demo;
+mod dist;
 mod ebpf;
 mod gpu_bench;
 mod pictures;
@@ -44,6 +45,7 @@ enum Task {
     VmTest(vm_test::Args),
     Shim(shim::Args),
     Simulate(simulate::Args),
+    Dist(dist::Args),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -59,5 +61,6 @@ fn main() -> anyhow::Result<()> {
         Task::VmTest(args) => vm_test::run(&args),
         Task::Shim(args) => shim::run(&args),
         Task::Simulate(args) => simulate::run(&args),
+        Task::Dist(args) => dist::run(&args),
     }
 }

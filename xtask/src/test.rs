@@ -23,8 +23,14 @@ pub(crate) struct Args {
 }
 
 /// Packages whose tests load eBPF programs or mount simulated driver files.
-const NEED_ROOT: &[&str] =
-    &["nvshare-agent", "nvshare-tests", "nvshare-gpu-sim", "nvshare-gpu-sim-libcuda", "nvshare-shim"];
+const NEED_ROOT: &[&str] = &[
+    "nvshare-agent",
+    "nvshare-device-plugin",
+    "nvshare-tests",
+    "nvshare-gpu-sim",
+    "nvshare-gpu-sim-libcuda",
+    "nvshare-shim",
+];
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let mut steps = Steps::default();

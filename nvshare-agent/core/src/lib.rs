@@ -20,6 +20,7 @@ pub mod engine;
 mod gpu;
 pub mod id;
 pub mod input;
+pub mod inventory;
 mod lease;
 mod member;
 pub mod output;
@@ -44,4 +45,5 @@ pub use output::{
     AccountView, ClientView, EffectView, GpuView, Mode, Outlook, Output, PlanChange, Poll, PressureView,
     Reason, StallView, View,
 };
+pub use inventory::{Inventory, InventoryGpu};
 pub use units::{Bytes, Nanos};

@@ -118,6 +118,17 @@ pub fn milli(number: f64) -> Result<u32, QuantityError> {
     Ok((number * 1000.0).round() as u32)
 }
 
+/// A weight, kept in thousandths.
+pub fn weight_milli<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    let weight = f64::deserialize(deserializer)?;
+    if !(0.001..=1000.0).contains(&weight) {
+        return Err(D::Error::custom(format!(
+            "{weight} is out of range; expected a weight between 0.001 and 1000"
+        )));
+    }
+    Ok((weight * 1000.0).round() as u32)
+}
+
 /// The one of `known` that a typing error away from `word` suggests.
 pub fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     known

@@ -35,6 +35,8 @@ pub struct Client {
     pub name: String,
     /// What it asked for.
     pub wish: Wish,
+    /// What is written on its pod.
+    pub pod: Rule,
     /// When its session began.
     pub since: Nanos,
     page: ClientPage,
@@ -160,11 +162,11 @@ impl Client {
         id: ClientId,
         identity: Identity,
         name: String,
-        wish: Wish,
+        (wish, pod): (Wish, Rule),
         since: Nanos,
         page: ClientPage,
     ) -> Self {
-        Self { id, identity, name, wish, since, page, state: Mutex::default() }
+        Self { id, identity, name, wish, pod, since, page, state: Mutex::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

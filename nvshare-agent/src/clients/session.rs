@@ -26,6 +26,7 @@ use crate::{
     metrics::Metrics,
     observe::{gpus::Gpus, uvm_counters::UvmCounters},
     operator::settings::Settings,
+    pods::Pods,
 };
 
 /// A client must introduce itself, and end a frame that it began, within this time.
@@ -54,6 +55,8 @@ pub struct Hub {
     pub gpus: Arc<Gpus>,
     /// What the operator changed.
     pub settings: Arc<Settings>,
+    /// The pods that clients run in.
+    pub pods: Arc<Pods>,
 }
 
 /// Why the agent ends a session.
@@ -186,9 +189,10 @@ async fn hello(connection: &mut Connection, hub: &Hub, identity: Identity) -> Re
         Ok(page) => page,
         Err(error) => return refuse(RefusalCode::Descriptor, error.to_string()),
     };
+    let terms = (wish, hub.pods.terms(identity.pid).await.rule());
     let added = hub
         .registry
-        .add(identity, |id| Client::new(id, identity, name.as_str().to_owned(), wish, clock::now(), page));
+        .add(identity, |id| Client::new(id, identity, name.as_str().to_owned(), terms, clock::now(), page));
     match added {
         Ok(client) => Ok(client),
         Err(full) => refuse(RefusalCode::Limit, full.to_string()),

@@ -17,7 +17,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{net::TcpListener, sync::Semaphore, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::{overview::OverviewReport, page, report::Desk};
+use super::{inventory, overview::OverviewReport, page, report::Desk};
 
 /// Connections served at one time; more wait.
 const CONNECTIONS: usize = 64;
@@ -84,10 +84,17 @@ async fn respond(request: &Request<Incoming>, desk: &Desk) -> Response<Full<Byte
             })
             .await
         }
+        "/gpus.json" => match inventory::take(desk).await {
+            Ok(inventory) => {
+                let body = serde_json::to_string(&inventory).unwrap_or_else(|error| error.to_string());
+                text(StatusCode::OK, "application/json", body)
+            }
+            Err(gone) => text(StatusCode::SERVICE_UNAVAILABLE, "text/plain", format!("{gone}\n")),
+        },
         other => text(
             StatusCode::NOT_FOUND,
             "text/plain",
-            format!("nothing at {other}; there are /, /overview.json, /metrics and /healthz\n"),
+            format!("nothing at {other}; there are /, /overview.json, /metrics, /gpus.json and /healthz\n"),
         ),
     }
 }

@@ -78,10 +78,11 @@ impl Settings {
         self.state().in_force.over(&self.engine)
     }
 
-    /// What holds for a client: the rule of its user, under what was ordered for it alone.
+    /// What holds for a client: what is written on its pod, under the rule of its user, under what was ordered for
+    /// it alone.
     pub fn rule(&self, client: &Client) -> Rule {
         let user = self.state().in_force.user.get(&Uid(client.identity.uid)).copied().unwrap_or_default();
-        user.under(client.rule())
+        client.pod.under(user.under(client.rule()))
     }
 
     /// The most that a client may hold on each GPU, by its own word or the operator's.
