@@ -6,6 +6,7 @@
 )]
 
 mod cargo;
+mod chaos;
 mod demo;
 mod ebpf;
 mod gpu_bench;
@@ -32,6 +33,7 @@ struct Cli {
 enum Task {
     RunAgent(run_agent::Args),
     Demo(demo::Args),
+    Chaos(chaos::Args),
     GpuBench(gpu_bench::Args),
     Test(test::Args),
     Ebpf(ebpf::Args),
@@ -44,6 +46,7 @@ fn main() -> anyhow::Result<()> {
     match Cli::parse().task {
         Task::RunAgent(args) => run_agent::run(&args),
         Task::Demo(args) => demo::run(&args),
+        Task::Chaos(args) => chaos::run(&args),
         Task::GpuBench(args) => gpu_bench::run(&args),
         Task::Test(args) => test::run(&args),
         Task::Ebpf(args) => ebpf::run(&args),

@@ -7,6 +7,7 @@
 pub mod agent;
 pub mod api;
 pub mod binaries;
+pub mod chaos;
 pub mod compile;
 pub mod cuda;
 pub mod denied;
