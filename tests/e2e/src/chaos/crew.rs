@@ -94,7 +94,9 @@ impl<'a> Crew<'a> {
     /// Starts a program at each empty place.
     pub(super) fn fill(&mut self) -> Result<()> {
         for index in 0..self.places.len() {
-            if self.places[index].program.is_none() {
+            // What starts on a lost card ends at once.
+            let is_lost = self.losses.iter().any(|loss| loss.0 == index % CARDS && loss.2.is_none());
+            if self.places[index].program.is_none() && !is_lost {
                 self.start(index)?;
             }
         }
