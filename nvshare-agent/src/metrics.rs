@@ -13,7 +13,10 @@ use prometheus::{
     Registry, TextEncoder, exponential_buckets,
 };
 
-use crate::observe::source::{SensorName, SensorStatus};
+use crate::{
+    clients::admission::Limit,
+    observe::source::{SensorName, SensorStatus},
+};
 
 use self::catalogue::Catalogue;
 pub use self::catalogue::{Family, Kind};
@@ -66,6 +69,8 @@ pub struct Metrics {
     pub sessions_total: IntCounter,
     /// Sessions ended by the agent, by code.
     pub refused: IntCounterVec,
+    /// Connections and clients turned away by a limit, by which.
+    pub limited: IntCounterVec,
     /// Frames of an unknown kind, skipped.
     pub unknown_messages: IntCounter,
     /// Descriptors that came unasked, closed.
@@ -120,6 +125,7 @@ impl Metrics {
             sessions: c.plain_gauge("nvshare_sessions", "Clients with a session.")?,
             sessions_total: c.plain_counter("nvshare_sessions_total", "Sessions begun.")?,
             refused: c.counter("nvshare_sessions_refused_total", "Sessions ended by the agent, by reason.", &["code"])?,
+            limited: c.counter("nvshare_sessions_limited_total", "Connections and clients turned away by a limit: cgroup_rate, uid_rate, greeting, cgroup_clients, uid_clients or clients.", &["limit"])?,
             unknown_messages: c.plain_counter("nvshare_client_unknown_messages_total", "Frames of an unknown kind, skipped.")?,
             extra_descriptors: c.plain_counter("nvshare_client_extra_descriptors_total", "Descriptors that came with a message that carries none, closed.")?,
             rejected_descriptors: c.plain_counter("nvshare_client_rejected_descriptors_total", "Offered UVM descriptors that are not of the driver or hold no VA space, closed.")?,
@@ -138,6 +144,9 @@ impl Metrics {
         let (registry, families) = c.finish()?;
         for code in ["version", "malformed", "order", "descriptor", "limit", "timeout"] {
             metrics.refused.with_label_values(&[code]);
+        }
+        for limit in Limit::LABELS {
+            metrics.limited.with_label_values(&[limit]);
         }
         for outcome in ["ok", "error"] {
             metrics.control_requests.with_label_values(&[outcome]);

@@ -198,7 +198,9 @@ impl Engine {
         client.uses.insert(gpu, Epoch::default());
         let Client { job, weight_milli, priority, .. } = *client;
         if let Some(gpu) = self.gpus.get_mut(&gpu) {
-            gpu.members.insert(id, Member::new(self.now, job, weight_milli, priority, Epoch::default()));
+            let mut member = Member::new(self.now, job, weight_milli, priority, Epoch::default());
+            member.lease.set_newcomer(gpu.plan.takes_turns());
+            gpu.members.insert(id, member);
         }
     }
 

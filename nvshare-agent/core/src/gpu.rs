@@ -245,6 +245,9 @@ impl Gpu {
         self.turn = None;
         self.rotation.start_rotation();
         self.detector.reset();
+        for member in self.members.values_mut() {
+            member.lease.set_newcomer(false);
+        }
     }
 
     /// Ends taking turns. What went out meanwhile went out by plan; its return is no thrash.

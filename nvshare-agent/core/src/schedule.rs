@@ -181,7 +181,7 @@ impl Engine {
 
     /// The job answers, and holds all of its GPUs before this one.
     fn may_acquire(&self, id: GpuId, job: JobId) -> bool {
-        !self.members_of(job).any(|member| member.lease.not_revocable() || member.lease.unresponsive())
+        self.members_of(job).all(|member| member.lease.may_take_turns())
             && self.gang(job).iter().take_while(|&&lower| lower < id).all(|lower| self.holds(*lower, job))
     }
 
@@ -275,10 +275,7 @@ impl Engine {
             let jobs = self.gpus.get(&id).map(Gpu::jobs).unwrap_or_default();
             let mut wanting = jobs;
             wanting.retain(|&other| {
-                self.wants(other)
-                    && !self
-                        .members_of(other)
-                        .any(|member| member.lease.not_revocable() || member.lease.unresponsive())
+                self.wants(other) && self.members_of(other).all(|member| member.lease.may_take_turns())
             });
             let Some(gpu) = self.gpus.get_mut(&id) else { continue };
             if let Some(turn) = gpu.turn.take() {
@@ -345,9 +342,7 @@ impl Engine {
                         if member.job == job {
                             !member.lease.is_draining()
                         } else {
-                            member.lease.gate() == Gate::Closed
-                                || member.lease.unresponsive()
-                                || self.exempt(member.job)
+                            !member.lease.is_waited_for() || self.exempt(member.job)
                         }
                     })
                 })

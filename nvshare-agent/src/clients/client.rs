@@ -10,7 +10,7 @@ use nvshare_core::{Activity, Bytes, ClientId, GpuId, Nanos};
 use nvshare_wire::page::{GpuSlot, PAGE_LEN, PAGE_MAGIC};
 use rustix::fs::{SealFlags, fcntl_get_seals, fstat};
 
-use super::identity::Identity;
+use super::{cgroup::Cgroup, identity::Identity};
 use crate::{
     observe::uvm_counters::{CounterTotals, Tracker},
     sys::ClientPage,
@@ -30,6 +30,8 @@ pub struct Client {
     pub id: ClientId,
     /// Who it is.
     pub identity: Identity,
+    /// Its container, if the system tells them apart.
+    pub cgroup: Option<Cgroup>,
     /// What it calls itself.
     pub name: String,
     /// The share it asked for, in thousandths.
@@ -135,13 +137,13 @@ pub(crate) fn map_page(fd: &OwnedFd) -> Result<ClientPage, PageError> {
 impl Client {
     pub(crate) fn new(
         id: ClientId,
-        identity: Identity,
+        (identity, cgroup): (Identity, Option<Cgroup>),
         name: String,
         (weight_milli, priority): (u32, i32),
         since: Nanos,
         page: ClientPage,
     ) -> Self {
-        Self { id, identity, name, weight_milli, priority, since, page, state: Mutex::default() }
+        Self { id, identity, cgroup, name, weight_milli, priority, since, page, state: Mutex::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
