@@ -40,11 +40,13 @@ pub const MOST_PROGRAMS: usize = 52;
 const DESCRIPTORS: u64 = 1024;
 /// Processes that misbehave at one time.
 const ATTACKERS: usize = 4;
-/// The agent's settings: short turns and short patience, so that much happens.
-const SETTINGS: &str = "[engine]\nquantum_max = \"200 ms\"\ndrain_within = \"1 s\"\n";
+/// The agent's settings: short turns and short patience, so that much happens. Those who misbehave may share the
+/// programs' container, whose limit would then keep the programs from having sessions: here it does not bind.
+const SETTINGS: &str = "[engine]\nquantum_max = \"200 ms\"\ndrain_within = \"1 s\"\n\
+                        [listen]\nconnections_per_second = 100000\nmax_clients_per_cgroup = 1000\n";
 const QUANTUM_MAX: Duration = Duration::from_millis(200);
 /// Memory that an agent may gain between the first and the last quarter of the second half: allocators settle late.
-const GROWTH_KIB: u64 = 8 << 10;
+const GROWTH_KIB: u64 = 16 << 10;
 /// Nobody, on every system.
 const NOBODY: u32 = 65534;
 

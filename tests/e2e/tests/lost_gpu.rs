@@ -20,9 +20,7 @@ fn programs_of_a_lost_gpu_get_the_drivers_error_and_those_of_the_other_take_turn
     ensure!(scene.agent.ctl(&["set", "quantum", "200ms"])?.status.success());
     ensure!(scene.agent.ctl(&["set", "mode", "exclusive"])?.status.success());
     for program in doomed.iter().chain(&others) {
-        wait_until("every program to run", PATIENCE, || {
-            Ok((program.stamps()?.len() >= 5).then_some(()))
-        })?;
+        wait_until("every program to run", PATIENCE, || Ok((program.stamps()?.len() >= 5).then_some(())))?;
     }
     let gpus = |scene: &Scene| -> Result<usize> {
         let status = scene.agent.ctl_json(&["status", "--json"])?;
