@@ -9,6 +9,7 @@ mod cargo;
 mod chaos;
 mod demo;
 mod ebpf;
+mod fuzz;
 mod gpu_bench;
 mod run_agent;
 mod setup_ebpf;
@@ -34,6 +35,7 @@ enum Task {
     RunAgent(run_agent::Args),
     Demo(demo::Args),
     Chaos(chaos::Args),
+    Fuzz(fuzz::Args),
     GpuBench(gpu_bench::Args),
     Test(test::Args),
     Ebpf(ebpf::Args),
@@ -47,6 +49,7 @@ fn main() -> anyhow::Result<()> {
         Task::RunAgent(args) => run_agent::run(&args),
         Task::Demo(args) => demo::run(&args),
         Task::Chaos(args) => chaos::run(&args),
+        Task::Fuzz(args) => fuzz::run(&args),
         Task::GpuBench(args) => gpu_bench::run(&args),
         Task::Test(args) => test::run(&args),
         Task::Ebpf(args) => ebpf::run(&args),

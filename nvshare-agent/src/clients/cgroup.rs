@@ -81,6 +81,21 @@ mod tests {
     }
 
     #[test]
+    fn fuzz_the_text_of_a_process() {
+        let words: &[&[u8]] = &[b"0::", b"memory", b"\n", b"/", b"..", b":", ID.as_bytes(), b".scope"];
+        nvshare_fuzz::fuzz(env!("CARGO_MANIFEST_DIR"), "cgroup", words, |input| {
+            let text = String::from_utf8_lossy(input);
+            let group = container(path(&text));
+            assert!(text.contains(group) && group.len() <= text.len());
+            // A group of its own does not get a container another account.
+            if group.len() < PATH_MAX {
+                assert_eq!(container(group), group);
+            }
+            (group.is_empty() as u64) << 1 | u64::from(path(&text) == group)
+        });
+    }
+
+    #[test]
     fn the_unified_hierarchy_counts_and_without_it_the_memory_controllers() {
         assert_eq!(path("12:pids:/p\n4:cpu,memory:/m\n0::/u\n"), "/u");
         assert_eq!(path("12:pids:/p\n4:cpu,memory:/m:x\n0::/\n"), "/m:x");

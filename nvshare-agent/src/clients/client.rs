@@ -134,6 +134,9 @@ pub(crate) fn map_page(fd: &OwnedFd) -> Result<ClientPage, PageError> {
     Ok(page)
 }
 
+#[cfg(test)]
+mod fuzz;
+
 impl Client {
     pub(crate) fn new(
         id: ClientId,
