@@ -5,6 +5,7 @@
     reason = "talking to a person is what this program does"
 )]
 
+mod bench;
 mod cargo;
 mod chaos;
 mod demo;
@@ -35,6 +36,7 @@ enum Task {
     RunAgent(run_agent::Args),
     Demo(demo::Args),
     Chaos(chaos::Args),
+    Bench(bench::Args),
     Fuzz(fuzz::Args),
     GpuBench(gpu_bench::Args),
     Test(test::Args),
@@ -49,6 +51,7 @@ fn main() -> anyhow::Result<()> {
         Task::RunAgent(args) => run_agent::run(&args),
         Task::Demo(args) => demo::run(&args),
         Task::Chaos(args) => chaos::run(&args),
+        Task::Bench(args) => bench::run(&args),
         Task::Fuzz(args) => fuzz::run(&args),
         Task::GpuBench(args) => gpu_bench::run(&args),
         Task::Test(args) => test::run(&args),

@@ -34,7 +34,10 @@ pub(crate) struct Candidate {
 pub(crate) struct Rotation {
     /// Credit in nanoseconds; negative is debt.
     credit: BTreeMap<JobId, i64>,
-    last: Option<JobId>,
+    /// Places in the round, lowest first: behind all others for who comes anew and for who was served. Numbers of jobs do
+    /// not say it: whoever comes again and again under a higher number would always be ahead.
+    places: BTreeMap<JobId, u64>,
+    next_place: u64,
     /// Jobs that had a turn in this rotation.
     served: BTreeSet<JobId>,
     bytes_in: Bytes,
@@ -61,9 +64,13 @@ impl Rotation {
         for credit in self.credit.values_mut() {
             *credit = (*credit).clamp(-DEBT_MAX * quantum, quantum);
         }
-        let after = contenders.iter().filter(|c| self.last.is_some_and(|last| c.job > last));
-        let before = contenders.iter().filter(|c| self.last.is_none_or(|last| c.job <= last));
-        let order: Vec<&&Candidate> = after.chain(before).collect();
+        for candidate in candidates {
+            if !self.places.contains_key(&candidate.job) {
+                self.go_behind(candidate.job);
+            }
+        }
+        let mut order = contenders;
+        order.sort_by_key(|candidate| self.places.get(&candidate.job));
         for candidate in
             order.iter().cycle().take(order.len() * (DEBT_MAX as usize + 1) * WEIGHT_RATIO_MAX as usize)
         {
@@ -72,13 +79,20 @@ impl Rotation {
             let credit = self.credit.entry(candidate.job).or_default();
             *credit = (*credit + share).min(quantum);
             if *credit > 0 {
-                self.last = Some(candidate.job);
-                return self.last;
+                let job = candidate.job;
+                self.go_behind(job);
+                return Some(job);
             }
         }
         // Unreachable by the bounds on debt and weight, but a turn for anybody is better than for nobody.
-        self.last = order.first().map(|candidate| candidate.job);
-        self.last
+        let job = order.first()?.job;
+        self.go_behind(job);
+        Some(job)
+    }
+
+    fn go_behind(&mut self, job: JobId) {
+        self.places.insert(job, self.next_place);
+        self.next_place += 1;
     }
 
     /// How long the turn of a job may last.
@@ -97,6 +111,7 @@ impl Rotation {
     /// A job is gone.
     pub(crate) fn forget(&mut self, job: JobId) {
         self.credit.remove(&job);
+        self.places.remove(&job);
         self.served.remove(&job);
     }
 

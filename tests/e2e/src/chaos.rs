@@ -298,6 +298,7 @@ impl Scene<'_> {
             }
             Fault::Link { card, rate, lasting } => {
                 self.simulator.fault(self.binaries, *card, &format!("link {rate}"))?;
+                self.crew.link_slow(*card, now + *lasting);
                 self.pending.push_back((now + *lasting, Sequel::LinkBack(*card)));
             }
             Fault::Lost { card, lasting } => {

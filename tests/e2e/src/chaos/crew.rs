@@ -36,7 +36,7 @@ struct Place {
     started: Instant,
     killed: bool,
     stopped_until: Option<Instant>,
-    /// Length of the progress file, and since when.
+    /// Length of the progress file, and since when; time in which something held the program does not count.
     progress: (u64, Instant),
     is_veteran: bool,
 }
@@ -53,6 +53,9 @@ pub(super) struct Crew<'a> {
     places: Vec<Place>,
     /// When each card was lost, and when it was back.
     losses: Vec<(usize, Instant, Option<Instant>)>,
+    /// Until when each card's link has errors.
+    slow_until: [Instant; CARDS],
+    looked: Instant,
     /// Wrong results, foreign errors and hangs.
     pub(super) violations: Vec<String>,
     pub(super) tally: Tally,
@@ -82,6 +85,8 @@ impl<'a> Crew<'a> {
             bound,
             places: (0..programs).map(place).collect(),
             losses: Vec::new(),
+            slow_until: [Instant::now(); CARDS],
+            looked: Instant::now(),
             violations: Vec::new(),
             tally: Tally::default(),
         }
@@ -160,6 +165,11 @@ impl<'a> Crew<'a> {
         }
     }
 
+    /// A card's link has errors.
+    pub(super) fn link_slow(&mut self, card: usize, until: Instant) {
+        self.slow_until[card] = self.slow_until[card].max(until);
+    }
+
     /// Whether the card was lost at some time since `since`.
     fn was_lost(&self, card: usize, since: Instant) -> bool {
         self.losses.iter().any(|&(lost, _, back)| lost == card && back.is_none_or(|back| back >= since))
@@ -173,19 +183,25 @@ impl<'a> Crew<'a> {
 
     /// Lets those go on whose time has come, takes note of ends and of progress.
     pub(super) fn look(&mut self) {
+        let now = Instant::now();
+        let passed = now.duration_since(std::mem::replace(&mut self.looked, now));
         for index in 0..self.places.len() {
-            self.look_at(index);
+            self.look_at(index, passed);
         }
     }
 
-    fn look_at(&mut self, index: usize) {
-        let now = Instant::now();
+    fn look_at(&mut self, index: usize, passed: Duration) {
+        let (now, card) = (Instant::now(), index % CARDS);
+        let is_lost = self.losses.iter().any(|loss| loss.0 == card && loss.2.is_none());
+        let is_disturbed = is_lost || now < self.slow_until[card];
         let place = &mut self.places[index];
         let Some(program) = &mut place.program else { return };
+        if place.stopped_until.is_some() || is_disturbed {
+            place.progress.1 += passed;
+        }
         if place.stopped_until.is_some_and(|until| now >= until) {
             program.process().signal(libc::SIGCONT);
             place.stopped_until = None;
-            place.progress.1 = now;
         }
         match program.process().finished() {
             Ok(None) => self.note_progress(index),
@@ -195,21 +211,17 @@ impl<'a> Crew<'a> {
     }
 
     fn note_progress(&mut self, index: usize) {
-        let card = index % CARDS;
-        let (now, since) = (Instant::now(), self.places[index].progress.1);
-        let is_excused = self.was_lost(card, since);
         let place = &mut self.places[index];
+        let gap = Instant::now().saturating_duration_since(place.progress.1);
         let Some(program) = &mut place.program else { return };
         let length = std::fs::metadata(program.progress_file()).map_or(0, |data| data.len());
-        if length != place.progress.0 || place.stopped_until.is_some() || is_excused {
-            if place.stopped_until.is_none() && !is_excused {
-                let gap = now.duration_since(since).as_secs_f64();
-                self.tally.longest_gap_s = self.tally.longest_gap_s.max(gap);
-            }
-            place.progress = (length, now);
-        } else if now.duration_since(since) > self.bound {
+        self.tally.longest_gap_s = self.tally.longest_gap_s.max(gap.as_secs_f64());
+        if length != place.progress.0 {
+            place.progress = (length, Instant::now());
+        } else if gap > self.bound {
             let name = program.name().to_owned();
-            self.violations.push(format!("{name} made no progress for {:?}", self.bound));
+            let log = why(&program.process().log());
+            self.violations.push(format!("{name} made no progress for {:?}: {log}", self.bound));
             place.killed = true;
             program.process().signal(libc::SIGKILL);
         }
