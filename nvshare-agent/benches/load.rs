@@ -31,6 +31,7 @@ use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use client::ScriptedClient;
 use process::Agent;
 
+const CONTENDED: &str = "GPU-20202020-2020-2020-2020-202020202020";
 const CLIENTS: usize = 1000;
 const CONTENDERS: usize = 64;
 const GPUS: usize = 16;
@@ -166,14 +167,18 @@ fn main() {
     std::thread::sleep(IDLE);
     let idle_cpu = (cpu_seconds(agent.id()) - cpu) / begun.elapsed().as_secs_f64();
 
-    for setting in [["set", "mode", "exclusive"], ["set", "quantum", "10ms"]] {
-        assert!(agent.ctl(&setting).status.success());
-    }
     let mut contenders: Vec<Contender> =
         contenders.into_iter().map(|client| Contender { client, inbound: Vec::new(), epoch: 0 }).collect();
     for contender in &contenders {
         contender.client.page.gpu().inside.store(1, Ordering::Relaxed);
         contender.client.say(&ClientMessage::UseGpu { slot: 0, gpu: gpu(0) });
+    }
+    process::wait_for("the contenders' GPU", || {
+        (agent.status()["gpus"].as_array()?.len() == GPUS).then_some(())
+    });
+    for setting in [&["set", "quantum", "10ms"][..], &["set", "mode", "exclusive", "--gpu", CONTENDED]] {
+        let output = agent.ctl(setting);
+        assert!(output.status.success(), "{output:?}");
     }
     for contender in &contenders {
         contender.client.page.gpu().inside.store(0, Ordering::Relaxed);
@@ -183,11 +188,11 @@ fn main() {
     let mut round_trips = play(&mut contenders, &mut heard);
     let seconds = begun.elapsed().as_secs_f64();
     let busy_cpu = (cpu_seconds(agent.id()) - cpu) / seconds;
-    assert!(!round_trips.is_empty(), "no turn was measured");
+    assert!(!round_trips.is_empty(), "no turn was measured: {} grants in {seconds:.1} s", heard.grants);
     round_trips.sort_unstable();
 
     let told = |metric: &str| {
-        let series = format!("{metric}{{gpu=\"GPU-20202020-2020-2020-2020-202020202020\"}}");
+        let series = format!("{metric}{{gpu=\"{CONTENDED}\"}}");
         agent.metric(&series) as u64
     };
     // What was told after measuring ended waits in the sockets: count it too.

@@ -53,10 +53,10 @@ impl Agent {
         Self::start_with("", &[])
     }
 
-    /// With more configuration, and a log of warnings only.
+    /// With more configuration, and a log of errors only.
     #[allow(dead_code, reason = "for the benchmark only")]
     pub(crate) fn start_quietly(config: &str) -> Self {
-        Self::start_with(config, &["--log", "warn"])
+        Self::start_with(config, &["--log", "error"])
     }
 
     /// Its process id.
