@@ -19,8 +19,8 @@ use crate::{
     driver::{self, Command},
     metrics::Metrics,
     observe::{
-        bpf::Bpf, gpus::Gpus, nvml::NvmlSource, sampler::Sampler, sensors::Sensors, source::BpfOptions,
-        uvm_counters::UvmCounters,
+        bpf::Bpf, gpus::Gpus, hazards::Hazards, nvml::NvmlSource, sampler::Sampler, sensors::Sensors,
+        source::BpfOptions, uvm_counters::UvmCounters,
     },
     operator::{control, http, report::Desk},
     recording::Recorder,
@@ -67,6 +67,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<()> {
         registry: Registry::new(&config.listen),
         admission: Admission::new(&config.listen),
         log_budget: LogBudget::default(),
+        hazards: Hazards::default(),
         driver: driver.clone(),
         metrics,
         counters: Arc::new(UvmCounters::new(config.driver.clone(), config.sensors.uvm_counters)),

@@ -81,6 +81,10 @@ pub struct Metrics {
     pub slow_readers: IntCounter,
     /// Control requests, by outcome.
     pub control_requests: IntCounterVec,
+    /// Whether a GPU's driver hangs, by GPU.
+    pub emergency: IntGaugeVec,
+    /// Known hangs of the driver in use.
+    pub hazards: IntGauge,
     sensor_attached: IntGaugeVec,
     sensor_lost: IntGaugeVec,
     sensor_runs: IntGaugeVec,
@@ -125,12 +129,14 @@ impl Metrics {
             sessions: c.plain_gauge("nvshare_sessions", "Clients with a session.")?,
             sessions_total: c.plain_counter("nvshare_sessions_total", "Sessions begun.")?,
             refused: c.counter("nvshare_sessions_refused_total", "Sessions ended by the agent, by reason.", &["code"])?,
-            limited: c.counter("nvshare_sessions_limited_total", "Connections and clients turned away by a limit: cgroup_rate, uid_rate, greeting, cgroup_clients, uid_clients or clients.", &["limit"])?,
+            limited: c.counter("nvshare_sessions_limited_total", "Connections and clients turned away by a limit: cgroup_rate, uid_rate, greeting, cgroup_clients, uid_clients, clients or emergency.", &["limit"])?,
             unknown_messages: c.plain_counter("nvshare_client_unknown_messages_total", "Frames of an unknown kind, skipped.")?,
             extra_descriptors: c.plain_counter("nvshare_client_extra_descriptors_total", "Descriptors that came with a message that carries none, closed.")?,
             rejected_descriptors: c.plain_counter("nvshare_client_rejected_descriptors_total", "Offered UVM descriptors that are not of the driver or hold no VA space, closed.")?,
             slow_readers: c.plain_counter("nvshare_client_slow_readers_total", "Sessions ended because the client did not read what it was sent.")?,
             control_requests: c.counter("nvshare_control_requests_total", "Requests on the control socket, by outcome: ok or error.", &["outcome"])?,
+            emergency: c.gauge("nvshare_emergency", "1 while the GPU's driver hangs: exclusive mode, nobody is admitted.", &["gpu"])?,
+            hazards: c.plain_gauge("nvshare_driver_hazards", "Published hangs of the driver in use; nvsharectl doctor names them.")?,
             sensor_attached: c.gauge("nvshare_sensor_attached", "1 if the sensor delivers, else 0.", &["sensor"])?,
             sensor_lost: c.gauge("nvshare_sensor_lost", "Observations the sensor had to drop since it was attached.", &["sensor"])?,
             sensor_runs: c.gauge("nvshare_sensor_runs", "How often the sensor ran since it was attached.", &["sensor"])?,
@@ -172,6 +178,7 @@ impl Metrics {
         for outcome in ["drained", "timed_out", "capturing"] {
             self.drains.with_label_values(&[gpu, outcome]);
         }
+        self.emergency.with_label_values(&[gpu]);
         for counter in [&self.grants, &self.revocations, &self.unresponsive] {
             counter.with_label_values(&[gpu]);
         }

@@ -50,12 +50,15 @@ pub enum Limit {
     /// The same of all.
     #[error("the agent serves its limit of {0} clients ([listen] max_clients)")]
     Clients(usize),
+    /// A driver hangs.
+    #[error("nobody is admitted meanwhile")]
+    Emergency,
 }
 
 impl Limit {
     /// Every label.
-    pub const LABELS: [&str; 6] =
-        ["cgroup_rate", "uid_rate", "greeting", "cgroup_clients", "uid_clients", "clients"];
+    pub const LABELS: [&str; 7] =
+        ["cgroup_rate", "uid_rate", "greeting", "cgroup_clients", "uid_clients", "clients", "emergency"];
 
     /// The label.
     pub fn label(self) -> &'static str {
@@ -66,6 +69,7 @@ impl Limit {
             Self::CgroupClients(_) => "cgroup_clients",
             Self::UidClients(..) => "uid_clients",
             Self::Clients(_) => "clients",
+            Self::Emergency => "emergency",
         }
     }
 }

@@ -25,7 +25,7 @@ use crate::{
     clock,
     driver::{Command, DriverHandle},
     metrics::Metrics,
-    observe::{gpus::Gpus, uvm_counters::UvmCounters},
+    observe::{gpus::Gpus, hazards::Hazards, uvm_counters::UvmCounters},
 };
 
 /// A client must introduce itself, and end a frame that it began, within this time.
@@ -46,6 +46,8 @@ pub struct Hub {
     pub registry: Registry,
     /// Who may connect.
     pub admission: Arc<Admission>,
+    /// Hangs of the driver, known and under way.
+    pub hazards: Hazards,
     /// What strangers may cause to be logged.
     pub log_budget: LogBudget,
     /// The task that owns the engine.
@@ -205,6 +207,11 @@ async fn hello(
         Ok(page) => page,
         Err(error) => return refuse(RefusalCode::Descriptor, error.to_string()),
     };
+    if let Some(gpu) = hub.hazards.hanging().into_keys().next() {
+        let limit = Limit::Emergency;
+        let detail = format!("the driver of {gpu} hangs; {limit}");
+        return Err(End::Refused(Refusal { code: RefusalCode::Limit, detail, limit: Some(limit) }));
+    }
     // A client may lower its share, never raise it.
     let wish = (weight_milli.clamp(1, 1000), priority.min(0));
     let added = hub.registry.add(identity, cgroup.as_ref(), |id| {

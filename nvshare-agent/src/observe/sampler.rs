@@ -9,10 +9,11 @@ use std::{
     time::Duration,
 };
 
-use nvshare_core::{Bytes, ClientId, ClientSample, GpuId, GpuSample, Input, Nanos};
+use nvshare_core::{Bytes, ClientId, ClientSample, GpuId, GpuSample, Input, ModeOrder, Nanos, Order};
 
 use super::{
     bpf::Bpf,
+    hazards::{Hangs, Verdict},
     nvml::NvmlSource,
     room::{self, Holding, Plain, Rooms},
     sensors::Sensors,
@@ -40,6 +41,7 @@ pub struct Sampler {
     last: Nanos,
     fault_busy: BTreeMap<GpuId, Nanos>,
     rooms: Rooms,
+    hangs: Hangs,
     previous: BTreeMap<(ClientId, GpuId), Previous>,
 }
 
@@ -79,6 +81,7 @@ impl Sampler {
             last: clock::now(),
             fault_busy: BTreeMap::new(),
             rooms: Rooms::default(),
+            hangs: Hangs::default(),
             previous: BTreeMap::new(),
         }
     }
@@ -129,9 +132,11 @@ impl Sampler {
                     facts.push(Input::Activity { client: client.id, gpu, activity });
                 }
             }
-            let samples =
+            let samples: Vec<_> =
                 on_gpu.iter().map(|client| (client.id, self.client(client, gpu, &reading))).collect();
             let fault_busy = self.fault_busy(gpu, &reading);
+            let verdict = self.hangs.bin(gpu, now, interval, fault_busy, &samples);
+            facts.extend(verdict.and_then(|verdict| self.note_hang(gpu, verdict)));
             facts.push(Input::Sample { gpu, sample: GpuSample { interval, fault_busy, clients: samples } });
         }
         let alive: BTreeSet<ClientId> = clients.iter().map(|client| client.id).collect();
@@ -142,6 +147,24 @@ impl Sampler {
         if !news.is_empty() {
             self.hub.driver.send_blocking(Command::Tell(news));
         }
+    }
+
+    /// Makes known that a driver hangs, or does no longer. The order that goes with it stays until an operator gives
+    /// another: nobody but him knows whether it was the over-commitment.
+    fn note_hang(&self, gpu: GpuId, verdict: Verdict) -> Option<Input> {
+        let hub = &self.hub;
+        let since = match verdict {
+            Verdict::Hangs(since) => Some(since),
+            Verdict::Recovered => None,
+        };
+        hub.hazards.set_hanging(gpu, since);
+        hub.metrics.emergency.with_label_values(&[&gpu.to_string()]).set(since.is_some().into());
+        if since.is_none() {
+            tracing::warn!(%gpu, "the driver serves faults again; clients are admitted, `nvsharectl set mode auto` ends exclusive mode");
+            return None;
+        }
+        tracing::error!(%gpu, "the driver's fault-service thread runs without getting anything done: it hangs. This GPU goes to exclusive mode, nobody new is admitted. See `dmesg`; the machine may need a restart");
+        Some(Input::Order(Order::Mode { gpu: Some(gpu), mode: ModeOrder::Exclusive }))
     }
 
     /// What each GPU holds that cannot be pushed out; a GPU that NVML does not describe is absent.
@@ -167,6 +190,9 @@ impl Sampler {
                     .map(|a| a.device)
                     .sum::<Bytes>()
             };
+            let products: Vec<&str> = reading.gpus.iter().map(|gpu| gpu.name.as_str()).collect();
+            let hazards = self.hub.hazards.note_driver(&reading.driver, &products);
+            self.hub.metrics.hazards.set(hazards as i64);
             facts.extend(self.hub.gpus.update(&reading, device));
             for gpu in &reading.gpus {
                 self.hub.metrics.gpu_described(gpu.id, &gpu.name, &reading.driver);

@@ -7,7 +7,11 @@ use nvshare_core::{ClientId, GpuId, ModeOrder, Nanos};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{clients::client::ClientTotals, driver::PlanEvent, observe::source::SensorStatus};
+use crate::{
+    clients::client::ClientTotals,
+    driver::PlanEvent,
+    observe::{hazards::HazardReport, source::SensorStatus},
+};
 
 /// The longest request, in bytes.
 pub const REQUEST_MAX: usize = 64 * 1024;
@@ -107,6 +111,9 @@ pub struct GpuReport {
     pub order: ModeOrder,
     /// Why the mode is what it is; absent before the first change.
     pub reason: Option<String>,
+    /// For how long its driver has hung; absent if it does not.
+    #[serde(default)]
+    pub hangs_s: Option<f64>,
     /// Memory of the card.
     pub total_bytes: Option<u64>,
     /// Memory in use, as NVML sees it.
@@ -205,6 +212,9 @@ pub struct DoctorReport {
     pub sensors: Vec<SensorAdvice>,
     /// What the agent can do with them.
     pub verdict: String,
+    /// Published hangs of the driver in use.
+    #[serde(default)]
+    pub hazards: Vec<HazardReport>,
 }
 
 /// A sensor and how to get it.

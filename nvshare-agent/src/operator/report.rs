@@ -74,14 +74,22 @@ impl Desk {
                 status,
             })
             .collect();
-        DoctorReport { sensors, verdict }
+        DoctorReport { sensors, verdict, hazards: self.hub.hazards.known() }
     }
 
     fn gpus(&self, seen: &Seen) -> Vec<GpuReport> {
         let known = self.hub.gpus.all();
         let clients: BTreeMap<ClientId, Arc<Client>> =
             self.hub.registry.all().into_iter().map(|client| (client.id, client)).collect();
-        seen.view.gpus.iter().map(|view| gpu_report(view, known.get(&view.gpu), &clients)).collect()
+        let hanging = self.hub.hazards.hanging();
+        let report = |view: &GpuView| {
+            let hangs = hanging.get(&view.gpu).map(|since| seen.at.since(*since));
+            GpuReport {
+                hangs_s: hangs.map(Nanos::as_secs_f64),
+                ..gpu_report(view, known.get(&view.gpu), &clients)
+            }
+        };
+        seen.view.gpus.iter().map(report).collect()
     }
 }
 
@@ -92,6 +100,7 @@ fn gpu_report(view: &GpuView, known: Option<&Gpu>, clients: &BTreeMap<ClientId, 
         name: nvml.map(|nvml| nvml.name.clone()),
         mode: view.mode.to_string(),
         order: view.order,
+        hangs_s: None,
         reason: view.last_change.as_ref().map(|change| change.reason.to_string()),
         total_bytes: nvml.map(|nvml| nvml.total.0),
         used_bytes: nvml.map(|nvml| nvml.used.0),

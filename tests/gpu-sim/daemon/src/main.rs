@@ -55,7 +55,8 @@ fn inflict(Fault { dir, gpu, what }: &Fault) -> Result<()> {
     let host = nvshare_gpu_sim_model::client::Host::open_in(dir)?;
     let done = match what {
         What::Lost => host.set_lost(*gpu, true),
-        What::Back => host.set_lost(*gpu, false),
+        What::Back => host.set_lost(*gpu, false) && host.set_hanging(*gpu, false),
+        What::Hang => host.set_hanging(*gpu, true),
         What::Link { rate } => host.set_link_rate(*gpu, (rate * 1e9) as u64),
     };
     anyhow::ensure!(done, "there is no card {gpu}");

@@ -64,8 +64,10 @@ pub(crate) struct Fault {
 pub(crate) enum What {
     /// It falls off the bus: work fails with CUDA_ERROR_UNKNOWN, NVML answers "GPU is lost".
     Lost,
-    /// It is back.
+    /// It is back, and its fault-service thread works.
     Back,
+    /// Its fault-service thread spins and serves nothing.
+    Hang,
     /// Its link has errors and repeats transfers, so that this much gets through.
     Link {
         /// GB/s.

@@ -31,7 +31,7 @@ pub const MAX_BLOCKS: usize = 1 << 19;
 pub const FAULT_SLOTS: usize = 64;
 
 /// Changes with the layout; programs refuse another.
-pub const MAGIC: u64 = 0x6e76_7367_7573_0004;
+pub const MAGIC: u64 = 0x6e76_7367_7573_0005;
 
 /// One card as programs see it.
 #[repr(C)]
@@ -72,6 +72,8 @@ pub struct CardSlot {
     pub link_bytes: [AtomicU64; 2],
     /// Not 0: the card has fallen off the bus.
     pub lost: AtomicU32,
+    /// Not 0: the fault-service thread spins and serves nothing.
+    pub hangs: AtomicU32,
 }
 
 /// One connected program.

@@ -115,6 +115,11 @@ impl Host {
         self.card(gpu).inspect(|card| card.lost.store(lost.into(), Ordering::Relaxed)).is_some()
     }
 
+    /// Lets the fault-service thread of a card spin, or work again. False if there is no such card.
+    pub fn set_hanging(&self, gpu: usize, hangs: bool) -> bool {
+        self.card(gpu).inspect(|card| card.hangs.store(hangs.into(), Ordering::Relaxed)).is_some()
+    }
+
     /// Changes the rate of a card's link, as repeated transfers after errors do. False if there is no such card.
     pub fn set_link_rate(&self, gpu: usize, bytes_per_second: u64) -> bool {
         let set = |card: &&CardSlot| card.link_rate.store(bytes_per_second.max(1), Ordering::Relaxed);
