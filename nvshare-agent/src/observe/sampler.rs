@@ -10,6 +10,7 @@ use std::{
 };
 
 use nvshare_core::{Bytes, ClientId, ClientSample, GpuId, GpuSample, Input, ModeOrder, Nanos, Order};
+use tokio::sync::oneshot::{self, error::TryRecvError};
 
 use super::{
     bpf::Bpf,
@@ -38,6 +39,8 @@ pub struct Sampler {
     nvml: NvmlSource,
     sensors: Arc<Sensors>,
     bins: u64,
+    /// The last bin, until the engine has taken it in.
+    pending: Option<oneshot::Receiver<()>>,
     last: Nanos,
     fault_busy: BTreeMap<GpuId, Nanos>,
     rooms: Rooms,
@@ -78,6 +81,7 @@ impl Sampler {
             nvml,
             sensors,
             bins: 0,
+            pending: None,
             last: clock::now(),
             fault_busy: BTreeMap::new(),
             rooms: Rooms::default(),
@@ -105,6 +109,9 @@ impl Sampler {
 
     /// One round.
     fn bin(&mut self) {
+        if self.is_behind() {
+            return;
+        }
         let begin = clock::now();
         let mut facts = Vec::new();
         if self.bins.is_multiple_of(SLOW) {
@@ -142,7 +149,9 @@ impl Sampler {
         let alive: BTreeSet<ClientId> = clients.iter().map(|client| client.id).collect();
         self.previous.retain(|(client, _), _| alive.contains(client));
         self.hub.metrics.sampler_seconds.observe(clock::now().since(begin).as_secs_f64());
-        self.hub.driver.send_blocking(Command::Facts(facts));
+        let (done_tx, done_rx) = oneshot::channel();
+        self.pending = Some(done_rx);
+        self.hub.driver.send_blocking(Command::Bin(facts, done_tx));
         let news = self.rooms.news(room::available(), &self.plain(), &holdings);
         if !news.is_empty() {
             self.hub.driver.send_blocking(Command::Tell(news));
@@ -165,6 +174,13 @@ impl Sampler {
         }
         tracing::error!(%gpu, "the driver's fault-service thread runs without getting anything done: it hangs. This GPU goes to exclusive mode, nobody new is admitted. See `dmesg`; the machine may need a restart");
         Some(Input::Order(Order::Mode { gpu: Some(gpu), mode: ModeOrder::Exclusive }))
+    }
+
+    /// Whether the engine still works on the last bin. Then this one is left out, and the next is longer: bins that queue
+    /// up would make clients' answers wait behind figures of the past.
+    fn is_behind(&mut self) -> bool {
+        let pending = self.pending.as_mut().map(oneshot::Receiver::try_recv);
+        matches!(pending, Some(Err(TryRecvError::Empty)))
     }
 
     /// What each GPU holds that cannot be pushed out; a GPU that NVML does not describe is absent.

@@ -124,7 +124,9 @@ fn an_unprivileged_user_can_neither_order_nor_listen_in_and_each_attempt_fails_a
         return;
     };
     assert_eq!(attempts.join().unwrap(), [Err(std::io::ErrorKind::PermissionDenied); 4]);
-    assert_eq!(agent.status()["gpus"][0]["mode"], "shared");
+    let mode =
+        wait_for("the GPU to be known", || agent.status()["gpus"][0]["mode"].as_str().map(str::to_owned));
+    assert_eq!(mode, "shared");
     assert_eq!(agent.control(r#"{"request":"explain"}"#)["ok"]["changes"].as_array().unwrap().len(), 0);
 }
 
