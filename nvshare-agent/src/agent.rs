@@ -8,14 +8,19 @@ use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    clients::{listener, registry::Registry, session::Hub},
+    clients::{
+        admission::{Admission, LogBudget},
+        listener,
+        registry::Registry,
+        session::Hub,
+    },
     clock,
     config::{Config, MetricsListen, overrides::Overrides},
     driver::{self, Command},
     metrics::Metrics,
     observe::{
-        bpf::Bpf, gpus::Gpus, nvml::NvmlSource, sampler::Sampler, sensors::Sensors, source::BpfOptions,
-        uvm_counters::UvmCounters,
+        bpf::Bpf, gpus::Gpus, hazards::Hazards, nvml::NvmlSource, sampler::Sampler, sensors::Sensors,
+        source::BpfOptions, uvm_counters::UvmCounters,
     },
     operator::{
         control,
@@ -75,7 +80,10 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<()> {
 
     let gpus = Arc::new(Gpus::new(config.gpu.usable_memory));
     let hub = Arc::new(Hub {
-        registry: Registry::new(config.listen.max_clients, config.listen.max_clients_per_uid),
+        registry: Registry::new(&config.listen),
+        admission: Admission::new(&config.listen),
+        log_budget: LogBudget::default(),
+        hazards: Hazards::default(),
         driver: driver.clone(),
         metrics,
         counters: Arc::new(UvmCounters::new(config.driver.clone(), config.sensors.uvm_counters)),

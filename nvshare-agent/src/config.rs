@@ -129,6 +129,10 @@ pub struct ListenConfig {
     pub max_clients: usize,
     /// Clients of one user at one time.
     pub max_clients_per_uid: usize,
+    /// Clients of one container at one time.
+    pub max_clients_per_cgroup: usize,
+    /// Connections per second that one container may make in the long run, and half of what one user may.
+    pub connections_per_second: u32,
 }
 
 impl Default for ListenConfig {
@@ -139,6 +143,8 @@ impl Default for ListenConfig {
             metrics: MetricsListen::At(SocketAddr::from(([127, 0, 0, 1], 9464))),
             max_clients: 1024,
             max_clients_per_uid: 512,
+            max_clients_per_cgroup: 256,
+            connections_per_second: 50,
         }
     }
 }
@@ -260,9 +266,19 @@ impl Config {
     /// Checks a text; `path` is for messages only.
     pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
         let config: Self = read_toml(path, text)?;
-        if config.listen.max_clients == 0 || config.listen.max_clients_per_uid == 0 {
+        let ListenConfig { max_clients, max_clients_per_uid, max_clients_per_cgroup, .. } = config.listen;
+        if [max_clients, max_clients_per_uid, max_clients_per_cgroup].contains(&0) {
             let at = text.find("max_clients").unwrap_or(0);
             return Err(invalid(path, text, at, "a limit of 0 clients would refuse everybody".to_owned()));
+        }
+        if config.listen.connections_per_second == 0 {
+            let at = text.find("connections_per_second").unwrap_or(0);
+            return Err(invalid(
+                path,
+                text,
+                at,
+                "0 connections per second would refuse everybody".to_owned(),
+            ));
         }
         Ok(config)
     }

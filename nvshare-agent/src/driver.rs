@@ -54,6 +54,8 @@ pub enum Command {
     Left(ClientId),
     /// Facts that became known at the same time, in this order.
     Facts(Vec<Input>),
+    /// Facts of one bin of the sampler; answered when they are taken in.
+    Bin(Vec<Input>, oneshot::Sender<()>),
     /// Messages to clients that carry no decision.
     Tell(Vec<(ClientId, AgentMessage)>),
     /// An order of the operator; answered when it is carried out.
@@ -294,6 +296,13 @@ impl Driver {
                         self.handle(Input::Order(order));
                     }
                 }
+            }
+            Command::Bin(inputs, done_tx) => {
+                for input in inputs {
+                    self.handle(input);
+                }
+                // The sampler may have been stopped.
+                let _ = done_tx.send(());
             }
             Command::Tell(messages) => {
                 for (client, message) in messages {

@@ -14,6 +14,8 @@ use prometheus::{
     TextEncoder, exponential_buckets,
 };
 
+use crate::clients::admission::Limit;
+
 use self::{catalogue::Catalogue, state::State};
 pub use self::{
     catalogue::{Family, Kind},
@@ -60,6 +62,8 @@ pub struct Metrics {
     pub sessions_total: IntCounter,
     /// Sessions ended by the agent, by code.
     pub refused: IntCounterVec,
+    /// Connections and clients turned away by a limit, by which.
+    pub limited: IntCounterVec,
     /// Frames of an unknown kind, skipped.
     pub unknown_messages: IntCounter,
     /// Descriptors that came unasked, closed.
@@ -70,6 +74,10 @@ pub struct Metrics {
     pub slow_readers: IntCounter,
     /// Control requests, by outcome.
     pub control_requests: IntCounterVec,
+    /// Whether a GPU's driver hangs, by GPU.
+    pub emergency: IntGaugeVec,
+    /// Known hangs of the driver in use.
+    pub hazards: IntGauge,
     /// Xid errors, by code.
     pub xids: IntCounterVec,
     /// Time of one round of the sampler.
@@ -102,11 +110,14 @@ impl Metrics {
             sessions: c.plain_gauge("nvshare_sessions", "Clients with a session.")?,
             sessions_total: c.plain_counter("nvshare_sessions_total", "Sessions begun.")?,
             refused: c.counter("nvshare_sessions_refused_total", "Sessions ended by the agent, by reason.", &["code"])?,
+            limited: c.counter("nvshare_sessions_limited_total", "Connections and clients turned away by a limit: cgroup_rate, uid_rate, greeting, cgroup_clients, uid_clients, clients or emergency.", &["limit"])?,
             unknown_messages: c.plain_counter("nvshare_client_unknown_messages_total", "Frames of an unknown kind, skipped.")?,
             extra_descriptors: c.plain_counter("nvshare_client_extra_descriptors_total", "Descriptors that came with a message that carries none, closed.")?,
             rejected_descriptors: c.plain_counter("nvshare_client_rejected_descriptors_total", "Offered UVM descriptors that are not of the driver or hold no VA space, closed.")?,
             slow_readers: c.plain_counter("nvshare_client_slow_readers_total", "Sessions ended because the client did not read what it was sent.")?,
             control_requests: c.counter("nvshare_control_requests_total", "Requests on the control socket, by outcome: ok or error.", &["outcome"])?,
+            emergency: c.gauge("nvshare_emergency", "1 while the GPU's driver hangs: exclusive mode, nobody is admitted.", &["gpu"])?,
+            hazards: c.plain_gauge("nvshare_driver_hazards", "Published hangs of the driver in use; nvsharectl doctor names them.")?,
             xids: c.counter("nvshare_xid_errors_total", "Xid errors, by code.", &["code"])?,
             sampler_seconds: c.plain_histogram("nvshare_sampler_seconds", "Time of one round of reading all sensors.", exponential_buckets(0.000_01, 4.0, 10)?)?,
             registry: Registry::new(),
@@ -116,6 +127,9 @@ impl Metrics {
         let (registry, families) = c.finish()?;
         for code in ["version", "malformed", "order", "descriptor", "limit", "timeout"] {
             metrics.refused.with_label_values(&[code]);
+        }
+        for limit in Limit::LABELS {
+            metrics.limited.with_label_values(&[limit]);
         }
         for outcome in ["ok", "error"] {
             metrics.control_requests.with_label_values(&[outcome]);
@@ -140,6 +154,7 @@ impl Metrics {
         for outcome in ["drained", "timed_out", "capturing"] {
             self.drains.with_label_values(&[gpu, outcome]);
         }
+        self.emergency.with_label_values(&[gpu]);
         for counter in [&self.grants, &self.revocations, &self.unresponsive, &self.not_revocable] {
             counter.with_label_values(&[gpu]);
         }

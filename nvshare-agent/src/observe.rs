@@ -2,6 +2,7 @@
 
 pub mod bpf;
 pub mod gpus;
+pub mod hazards;
 pub mod nvml;
 pub mod room;
 pub mod sampler;

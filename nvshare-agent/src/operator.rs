@@ -3,10 +3,10 @@
 pub mod control;
 pub mod history;
 pub mod http;
+pub mod inventory;
 mod orders;
 pub mod overview;
 pub mod page;
-pub mod inventory;
 pub mod protocol;
 pub mod report;
 pub mod settings;

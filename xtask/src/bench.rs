@@ -5,7 +5,7 @@ use anyhow::Result;
 use crate::cargo;
 
 /// What can be measured: the name and the package that has a benchmark of that name.
-const BENCHES: [(&str, &str); 1] = [("engine", "nvshare-core")];
+const BENCHES: [(&str, &str); 2] = [("engine", "nvshare-core"), ("load", "nvshare-agent")];
 
 /// Measure how fast the parts are that must be fast. The figures are of this machine; no test depends on them.
 #[derive(clap::Args)]

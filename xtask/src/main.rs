@@ -7,9 +7,11 @@
 
 mod bench;
 mod cargo;
+mod chaos;
 mod demo;
 mod dist;
 mod ebpf;
+mod fuzz;
 mod gpu_bench;
 mod pictures;
 mod run_agent;
@@ -36,7 +38,9 @@ struct Cli {
 enum Task {
     RunAgent(run_agent::Args),
     Demo(demo::Args),
+    Chaos(chaos::Args),
     Bench(bench::Args),
+    Fuzz(fuzz::Args),
     GpuBench(gpu_bench::Args),
     Pictures(pictures::Args),
     Test(test::Args),
@@ -52,7 +56,9 @@ fn main() -> anyhow::Result<()> {
     match Cli::parse().task {
         Task::RunAgent(args) => run_agent::run(&args),
         Task::Demo(args) => demo::run(&args),
+        Task::Chaos(args) => chaos::run(&args),
         Task::Bench(args) => bench::run(&args),
+        Task::Fuzz(args) => fuzz::run(&args),
         Task::GpuBench(args) => gpu_bench::run(&args),
         Task::Pictures(args) => pictures::run(&args),
         Task::Test(args) => test::run(&args),

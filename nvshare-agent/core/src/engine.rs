@@ -264,7 +264,9 @@ impl Engine {
         let (job, several) = (*job, uses.len() > 1);
         let epoch = uses.get(&on).copied().unwrap_or_default();
         let Some(gpu) = self.gpus.get_mut(&on) else { return };
-        gpu.add(id, Member::new(self.now, job, *weight_milli, *priority, epoch));
+        let mut member = Member::new(self.now, job, *weight_milli, *priority, epoch);
+        member.lease.set_newcomer(gpu.plan.takes_turns());
+        gpu.add(id, member);
         if several {
             for used in uses.keys() {
                 if let Some(member) = self.gpus.get_mut(used).and_then(|gpu| gpu.members.get_mut(&id)) {

@@ -464,6 +464,9 @@ impl Gpu {
         self.repack(now);
         (self.rotation_time, self.rotation_used) = (Nanos::ZERO, Nanos::ZERO);
         self.detector.reset();
+        for member in self.members.values_mut() {
+            member.lease.set_newcomer(false);
+        }
     }
 
     /// Ends taking turns. What went out meanwhile went out by plan; its return is no thrash.

@@ -41,9 +41,9 @@ mod working_set;
 pub use engine::{Config, Engine, Handover};
 pub use id::{ClientId, Epoch, GpuId, JobId};
 pub use input::{Activity, ClientSample, Drain, GpuSample, Input, ModeOrder, Order};
+pub use inventory::{Inventory, InventoryGpu};
 pub use output::{
     AccountView, ClientView, EffectView, GpuView, Mode, Outlook, Output, PlanChange, Poll, PressureView,
     Reason, StallView, View,
 };
-pub use inventory::{Inventory, InventoryGpu};
 pub use units::{Bytes, Nanos};

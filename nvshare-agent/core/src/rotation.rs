@@ -47,7 +47,10 @@ impl Candidate {
 pub(crate) struct Rotation {
     /// Credit in nanoseconds; negative is debt.
     credit: BTreeMap<JobId, i64>,
-    last: Option<Vec<JobId>>,
+    /// Places in the round, lowest first: behind all others for who comes anew and for who was served. Numbers of
+    /// jobs do not say it: whoever comes again and again under a higher number would always be ahead.
+    places: BTreeMap<JobId, u64>,
+    next_place: u64,
     /// Jobs that had a turn in this rotation.
     served: BTreeSet<JobId>,
     bytes_in: Bytes,
@@ -84,10 +87,9 @@ impl Rotation {
         for credit in self.credit.values_mut() {
             *credit = (*credit).clamp(-DEBT_MAX * quantum, quantum);
         }
-        let behind = |&&index: &&usize| self.last.as_ref().is_some_and(|last| candidates[index].jobs > *last);
-        let after = contenders.iter().filter(behind);
-        let before = contenders.iter().filter(|index| !behind(index));
-        let order: Vec<usize> = after.chain(before).copied().collect();
+        self.seat(candidates);
+        let mut order = contenders;
+        order.sort_by_key(|&index| self.place_of(&candidates[index]));
         let share = |index: usize| {
             let weight = candidates[index].weight().max(heaviest.div_ceil(WEIGHT_RATIO_MAX));
             (i128::from(quantum) * i128::from(weight) / i128::from(heaviest)).max(1) as i64
@@ -107,8 +109,31 @@ impl Rotation {
             self.add(&candidates[index], share(index).saturating_mul(visits), quantum);
         }
         let chosen = *order.get(place)?;
-        self.last = Some(candidates[chosen].jobs.clone());
+        for &job in &candidates[chosen].jobs {
+            self.go_behind(job);
+        }
         Some(chosen)
+    }
+
+    /// Gives each job that has no place in the round one behind all others.
+    fn seat(&mut self, candidates: &[Candidate]) {
+        let jobs: BTreeSet<JobId> = candidates.iter().flat_map(|set| set.jobs.iter().copied()).collect();
+        for job in jobs {
+            if !self.places.contains_key(&job) {
+                self.go_behind(job);
+            }
+        }
+    }
+
+    fn go_behind(&mut self, job: JobId) {
+        self.places.insert(job, self.next_place);
+        self.next_place += 1;
+    }
+
+    /// A set stands where the first of its jobs that want a turn does: a guest that was served in another set
+    /// holds nobody back.
+    fn place_of(&self, candidate: &Candidate) -> Option<u64> {
+        candidate.wanting.iter().filter_map(|(job, _)| self.places.get(job)).min().copied()
     }
 
     fn credit_of(&self, candidate: &Candidate) -> i64 {
@@ -167,6 +192,7 @@ impl Rotation {
     /// A job is gone.
     pub(crate) fn forget(&mut self, job: JobId) {
         self.credit.remove(&job);
+        self.places.remove(&job);
         self.served.remove(&job);
     }
 

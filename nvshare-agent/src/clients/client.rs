@@ -10,7 +10,7 @@ use nvshare_core::{Activity, Bytes, ClientId, GpuId, Nanos};
 use nvshare_wire::page::{GpuSlot, PAGE_LEN, PAGE_MAGIC};
 use rustix::fs::{SealFlags, fcntl_get_seals, fstat};
 
-use super::identity::Identity;
+use super::{cgroup::Cgroup, identity::Identity};
 use crate::{
     config::overrides::{Rule, RuleChange},
     observe::uvm_counters::{CounterTotals, Tracker},
@@ -31,6 +31,8 @@ pub struct Client {
     pub id: ClientId,
     /// Who it is.
     pub identity: Identity,
+    /// Its container, if the system tells them apart.
+    pub cgroup: Option<Cgroup>,
     /// What it calls itself.
     pub name: String,
     /// What it asked for.
@@ -157,16 +159,19 @@ pub(crate) fn map_page(fd: &OwnedFd) -> Result<ClientPage, PageError> {
     Ok(page)
 }
 
+#[cfg(test)]
+mod fuzz;
+
 impl Client {
     pub(crate) fn new(
         id: ClientId,
-        identity: Identity,
+        (identity, cgroup): (Identity, Option<Cgroup>),
         name: String,
         (wish, pod): (Wish, Rule),
         since: Nanos,
         page: ClientPage,
     ) -> Self {
-        Self { id, identity, name, wish, pod, since, page, state: Mutex::default() }
+        Self { id, identity, cgroup, name, wish, pod, since, page, state: Mutex::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -316,6 +316,13 @@ pub fn doctor(report: &DoctorReport) -> String {
         }
     }
     let _ = writeln!(text, "\n{}", report.verdict);
+    for hazard in &report.hazards {
+        let _ = writeln!(
+            text,
+            "known of this driver: {} ({})\n    {}",
+            hazard.what, hazard.source, hazard.advice
+        );
+    }
     text
 }
 

@@ -9,10 +9,12 @@ use std::{
     time::Duration,
 };
 
-use nvshare_core::{Bytes, ClientId, ClientSample, GpuId, GpuSample, Input, Nanos};
+use nvshare_core::{Bytes, ClientId, ClientSample, GpuId, GpuSample, Input, ModeOrder, Nanos, Order};
+use tokio::sync::oneshot::{self, error::TryRecvError};
 
 use super::{
     bpf::Bpf,
+    hazards::{Hangs, Verdict},
     nvml::NvmlSource,
     room::{self, Holding, Plain, Rooms},
     sensors::Sensors,
@@ -37,9 +39,12 @@ pub struct Sampler {
     nvml: NvmlSource,
     sensors: Arc<Sensors>,
     bins: u64,
+    /// The last bin, until the engine has taken it in.
+    pending: Option<oneshot::Receiver<()>>,
     last: Nanos,
     fault_busy: BTreeMap<GpuId, Nanos>,
     rooms: Rooms,
+    hangs: Hangs,
     previous: BTreeMap<(ClientId, GpuId), Previous>,
 }
 
@@ -76,9 +81,11 @@ impl Sampler {
             nvml,
             sensors,
             bins: 0,
+            pending: None,
             last: clock::now(),
             fault_busy: BTreeMap::new(),
             rooms: Rooms::default(),
+            hangs: Hangs::default(),
             previous: BTreeMap::new(),
         }
     }
@@ -102,6 +109,9 @@ impl Sampler {
 
     /// One round.
     fn bin(&mut self) {
+        if self.is_behind() {
+            return;
+        }
         let begin = clock::now();
         let mut facts = Vec::new();
         if self.bins.is_multiple_of(SLOW) {
@@ -129,19 +139,48 @@ impl Sampler {
                     facts.push(Input::Activity { client: client.id, gpu, activity });
                 }
             }
-            let samples =
+            let samples: Vec<_> =
                 on_gpu.iter().map(|client| (client.id, self.client(client, gpu, &reading))).collect();
             let fault_busy = self.fault_busy(gpu, &reading);
+            let verdict = self.hangs.bin(gpu, now, interval, fault_busy, &samples);
+            facts.extend(verdict.and_then(|verdict| self.note_hang(gpu, verdict)));
             facts.push(Input::Sample { gpu, sample: GpuSample { interval, fault_busy, clients: samples } });
         }
         let alive: BTreeSet<ClientId> = clients.iter().map(|client| client.id).collect();
         self.previous.retain(|(client, _), _| alive.contains(client));
         self.hub.metrics.sampler_seconds.observe(clock::now().since(begin).as_secs_f64());
-        self.hub.driver.send_blocking(Command::Facts(facts));
+        let (done_tx, done_rx) = oneshot::channel();
+        self.pending = Some(done_rx);
+        self.hub.driver.send_blocking(Command::Bin(facts, done_tx));
         let news = self.rooms.news(room::available(), &self.plain(), &holdings);
         if !news.is_empty() {
             self.hub.driver.send_blocking(Command::Tell(news));
         }
+    }
+
+    /// Makes known that a driver hangs, or does no longer. The order that goes with it stays until an operator gives
+    /// another: nobody but him knows whether it was the over-commitment.
+    fn note_hang(&self, gpu: GpuId, verdict: Verdict) -> Option<Input> {
+        let hub = &self.hub;
+        let since = match verdict {
+            Verdict::Hangs(since) => Some(since),
+            Verdict::Recovered => None,
+        };
+        hub.hazards.set_hanging(gpu, since);
+        hub.metrics.emergency.with_label_values(&[&gpu.to_string()]).set(since.is_some().into());
+        if since.is_none() {
+            tracing::warn!(%gpu, "the driver serves faults again; clients are admitted, `nvsharectl set mode auto` ends exclusive mode");
+            return None;
+        }
+        tracing::error!(%gpu, "the driver's fault-service thread runs without getting anything done: it hangs. This GPU goes to exclusive mode, nobody new is admitted. See `dmesg`; the machine may need a restart");
+        Some(Input::Order(Order::Mode { gpu: Some(gpu), mode: ModeOrder::Exclusive }))
+    }
+
+    /// Whether the engine still works on the last bin. Then this one is left out, and the next is longer: bins that queue
+    /// up would make clients' answers wait behind figures of the past.
+    fn is_behind(&mut self) -> bool {
+        let pending = self.pending.as_mut().map(oneshot::Receiver::try_recv);
+        matches!(pending, Some(Err(TryRecvError::Empty)))
     }
 
     /// What each GPU holds that cannot be pushed out; a GPU that NVML does not describe is absent.
@@ -167,6 +206,9 @@ impl Sampler {
                     .map(|a| a.device)
                     .sum::<Bytes>()
             };
+            let products: Vec<&str> = reading.gpus.iter().map(|gpu| gpu.name.as_str()).collect();
+            let hazards = self.hub.hazards.note_driver(&reading.driver, &products);
+            self.hub.metrics.hazards.set(hazards as i64);
             facts.extend(self.hub.gpus.update(&reading, device));
             for gpu in &reading.gpus {
                 self.hub.metrics.gpu_described(gpu.id, &gpu.name, &reading.driver);

@@ -10,8 +10,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
-    clients::client::ClientTotals, config::overrides::Overrides, driver::PlanEvent,
-    observe::source::SensorStatus,
+    clients::client::ClientTotals,
+    config::overrides::Overrides,
+    driver::PlanEvent,
+    observe::{hazards::HazardReport, source::SensorStatus},
 };
 
 /// The longest request, in bytes.
@@ -229,6 +231,9 @@ pub struct GpuReport {
     pub order: ModeOrder,
     /// Why the mode is what it is; absent before the first change.
     pub reason: Option<String>,
+    /// For how long its driver has hung; absent if it does not.
+    #[serde(default)]
+    pub hangs_s: Option<f64>,
     /// Memory of the card.
     pub total_bytes: Option<u64>,
     /// Memory in use, as NVML sees it.
@@ -335,6 +340,9 @@ pub struct DoctorReport {
     pub sensors: Vec<SensorAdvice>,
     /// What the agent can do with them.
     pub verdict: String,
+    /// Published hangs of the driver in use.
+    #[serde(default)]
+    pub hazards: Vec<HazardReport>,
 }
 
 /// A sensor and how to get it.

@@ -113,7 +113,7 @@ impl Desk {
                 status,
             })
             .collect();
-        DoctorReport { sensors, verdict }
+        DoctorReport { sensors, verdict, hazards: self.hub.hazards.known() }
     }
 
     /// The text of `/metrics`.
@@ -133,7 +133,9 @@ impl Desk {
         let known = self.hub.gpus.all();
         let clients: BTreeMap<ClientId, Arc<Client>> =
             self.hub.registry.all().into_iter().map(|client| (client.id, client)).collect();
+        let hanging = self.hub.hazards.hanging();
         let report = |view: &GpuView| GpuReport {
+            hangs_s: hanging.get(&view.gpu).map(|since| seen.at.since(*since).as_secs_f64()),
             clients: view
                 .clients
                 .iter()
@@ -157,6 +159,7 @@ fn gpu_report(view: &GpuView, known: Option<&Gpu>) -> GpuReport {
         name: nvml.map(|nvml| nvml.name.clone()),
         mode: view.mode.to_string(),
         order: view.order,
+        hangs_s: None,
         reason: view.last_change.as_ref().map(|change| change.reason.to_string()),
         total_bytes: nvml.map(|nvml| nvml.total.0),
         used_bytes: nvml.map(|nvml| nvml.used.0),

@@ -160,8 +160,14 @@ mod tests {
             (terms.rule().weight_milli(1000), terms.rule().weight_milli(250), terms.rule().weight_milli(0)),
             (2000, 500, 1)
         );
-        assert_eq!((terms.rule().priority(0), terms.rule().priority(-3), terms.rule().priority(7)), (1, -2, 1));
-        assert_eq!((Terms::default().rule().weight_milli(400), Terms::default().rule().priority(-1)), (400, -1));
+        assert_eq!(
+            (terms.rule().priority(0), terms.rule().priority(-3), terms.rule().priority(7)),
+            (1, -2, 1)
+        );
+        assert_eq!(
+            (Terms::default().rule().weight_milli(400), Terms::default().rule().priority(-1)),
+            (400, -1)
+        );
         let low = Terms { priority: Some(i32::MIN), ..Terms::default() };
         assert_eq!(low.rule().priority(-1), i32::MIN);
     }

@@ -2,6 +2,7 @@
 
 use std::{
     io::{BufRead as _, BufReader},
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Command, Output},
     sync::mpsc,
@@ -40,6 +41,17 @@ impl Agent {
 
     /// The same with further arguments.
     pub fn start_with(binaries: &Binaries, config: &Path, run_dir: &Path, extra: &[&str]) -> Result<Self> {
+        Self::start_within(binaries, config, run_dir, extra, None)
+    }
+
+    /// The same for an agent that may have only so many descriptors open.
+    pub fn start_within(
+        binaries: &Binaries,
+        config: &Path,
+        run_dir: &Path,
+        extra: &[&str],
+        descriptors: Option<u64>,
+    ) -> Result<Self> {
         std::fs::create_dir_all(run_dir).with_context(|| format!("creating {}", run_dir.display()))?;
         let mut command = Command::new(binaries.agent());
         command
@@ -51,6 +63,9 @@ impl Agent {
             .args(["--metrics-listen", "127.0.0.1:0"])
             .args(extra)
             .env_remove("NVSHARE_RUN_DIR");
+        if let Some(descriptors) = descriptors {
+            limit_descriptors(&mut command, descriptors);
+        }
         let log = run_dir.with_extension("agent.log");
         let mut process = Guarded::spawn("the agent", &mut command, &log, false)?;
         let ctl = binaries.ctl();
@@ -134,6 +149,18 @@ impl Agent {
             }
         });
         Ok(Events { _process: process, lines: event_rx })
+    }
+}
+
+/// Lets the child open only so many descriptors, and not raise the limit.
+fn limit_descriptors(command: &mut Command, descriptors: u64) {
+    let limit = libc::rlimit { rlim_cur: descriptors, rlim_max: descriptors };
+    // SAFETY: only a system call that is safe after a fork.
+    unsafe {
+        command.pre_exec(move || match libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        });
     }
 }
 

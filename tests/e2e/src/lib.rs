@@ -8,6 +8,7 @@ pub mod agent;
 pub mod api;
 pub mod binaries;
 pub mod browser;
+pub mod chaos;
 pub mod compile;
 pub mod cuda;
 pub mod dashboards;

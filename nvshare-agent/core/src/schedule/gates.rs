@@ -115,11 +115,19 @@ impl Engine {
             .collect();
         let asks = handover == Handover::Shim && !going.is_empty();
         let mut lacking = if asks { lacking(gpu, holders) } else { Bytes::ZERO };
+        let mut owing = Vec::new();
         for client in going {
             let present = gpu.members.get(&client).map(crate::member::Member::present).unwrap_or_default();
             let shortfall = lacking.min(present);
             lacking = lacking - shortfall;
             if let Some(epoch) = gpu.revoke(client, now, within) {
+                // Who owes its first drain may not have a turn before.
+                owing.extend(
+                    gpu.members
+                        .get(&client)
+                        .filter(|member| !member.lease.may_take_turns())
+                        .map(|member| member.job),
+                );
                 self.outbox.push_back(Output::Revoke {
                     client,
                     gpu: id,
@@ -128,6 +136,9 @@ impl Engine {
                     shortfall,
                 });
             }
+        }
+        for job in owing {
+            self.reindex(job);
         }
     }
 

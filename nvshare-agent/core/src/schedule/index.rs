@@ -14,7 +14,7 @@ impl Engine {
             for (_, member) in gpu.of_job(job) {
                 wants |= member.demand();
                 exempt |= member.lease.not_revocable();
-                able &= !member.lease.not_revocable() && !member.lease.unresponsive();
+                able &= member.lease.may_take_turns();
             }
         }
         if !gang {

@@ -65,7 +65,7 @@ impl Engine {
 
     /// The job answers, and holds all of its GPUs before this one.
     fn may_acquire(&self, id: GpuId, job: JobId) -> bool {
-        !self.members_of(job).any(|member| member.lease.not_revocable() || member.lease.unresponsive())
+        self.members_of(job).all(|member| member.lease.may_take_turns())
             && self.gang(job).iter().take_while(|&&lower| lower < id).all(|lower| self.holds(*lower, job))
     }
 
@@ -175,7 +175,7 @@ impl Engine {
     }
 
     fn candidate(&self, gpu: &crate::gpu::Gpu, set: &[JobId]) -> Option<Candidate> {
-        let answers = |job: &JobId| gpu.of_job(*job).all(|(_, member)| !member.lease.unresponsive());
+        let answers = |job: &JobId| gpu.of_job(*job).all(|(_, member)| member.lease.may_take_turns());
         let jobs: Vec<JobId> =
             set.iter().copied().filter(|job| !gpu.exempt.contains(job) && answers(job)).collect();
         let wanting: Vec<(JobId, u32)> =
@@ -264,7 +264,8 @@ impl Engine {
     fn begin_probe(&mut self, id: GpuId, length: Nanos) {
         let Some(gpu) = self.gpus.get(&id) else { return };
         let jobs: Vec<JobId> = gpu.jobs.keys().copied().filter(|job| !gpu.exempt.contains(job)).collect();
-        let silent = gpu.members.values().any(|member| member.lease.unresponsive());
+        let silent =
+            jobs.iter().flat_map(|&job| gpu.of_job(job)).any(|(_, member)| !member.lease.may_take_turns());
         if silent || jobs.iter().any(|&job| self.gang(job).len() > 1) {
             return;
         }
@@ -322,8 +323,11 @@ impl Engine {
             jobs.iter().any(|&job| self.holds(id, job))
                 && self.gpus.get(&id).is_some_and(|gpu| {
                     let member = |client: &ClientId| gpu.members.get(client);
-                    let stoppable =
-                        |member: &Member| !jobs.contains(&member.job) && !gpu.exempt.contains(&member.job);
+                    let stoppable = |member: &Member| {
+                        !jobs.contains(&member.job)
+                            && !gpu.exempt.contains(&member.job)
+                            && member.lease.is_waited_for()
+                    };
                     let mut draining = gpu.gates.draining().filter_map(|(_, client)| member(&client));
                     let mut open = gpu.gates.open.iter().filter_map(member);
                     !draining.any(|member| jobs.contains(&member.job) || stoppable(member))

@@ -39,6 +39,7 @@ fn overview() -> OverviewReport {
         name: Some("NVIDIA H100 80GB HBM3".to_owned()),
         mode: "exclusive".to_owned(),
         order: ModeOrder::Auto,
+        hangs_s: None,
         reason: Some("thrash: 300.0 MiB came back that others had pushed out, 45 % of the time went into faults, 1.17 GiB committed on 1.00 GiB (provisional)".to_owned()),
         total_bytes: Some(1 << 30),
         used_bytes: None,
