@@ -132,7 +132,13 @@ impl Gpu {
         self.jobs.entry(job).or_default().clients.push(client);
         self.members.insert(client, member);
         self.index_gate(client);
-        if self.plan.takes_turns() && !self.sets.iter().any(|set| set.contains(&job)) {
+        self.give_set(job);
+    }
+
+    /// A job that can be revoked has its place in some set.
+    pub(crate) fn give_set(&mut self, job: JobId) {
+        let takes_turns = self.plan.takes_turns() && self.jobs.contains_key(&job);
+        if takes_turns && !self.sets.iter().any(|set| set.contains(&job)) {
             self.sets.push(vec![job]);
         }
     }

@@ -246,7 +246,7 @@ impl Engine {
     }
 
     /// An interactive job may run within another's turn while it stays within its share of the GPU, and as long
-    /// as its coming and going is small against the time between its bursts.
+    /// as its coming takes no longer than its bursts lie apart.
     fn may_interrupt(&self, gpu: &Gpu, job: JobId, quantum: Nanos, now: Nanos) -> bool {
         if gpu.plan.stage() == Some(crate::plan::Stage::Ordered) && self.fixed_quantum.is_some() {
             return false;
@@ -257,7 +257,7 @@ impl Engine {
             && gpu.of_job(job).all(|(_, member)| {
                 let (cycle, burst) = member.rhythm.cycle();
                 let cost = member.cost(gpu.capacity, gpu.link_rate).unwrap_or_default();
-                (cost + burst).0.saturating_mul(2) <= cycle.0
+                cost + burst <= cycle
             })
     }
 

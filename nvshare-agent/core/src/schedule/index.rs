@@ -28,6 +28,9 @@ impl Engine {
             let began = if here { gpu.wanting.insert(job) } else { false };
             let ended = !here && gpu.wanting.remove(&job);
             let verdict = if exempt { gpu.exempt.insert(job) } else { gpu.exempt.remove(&job) };
+            if verdict && !exempt {
+                gpu.give_set(job);
+            }
             holds_lower &= gpu.turn.as_ref().is_some_and(|turn| turn.jobs.contains(&job));
             if began || ended || verdict {
                 self.touched.insert(id);
