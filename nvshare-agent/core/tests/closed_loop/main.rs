@@ -9,7 +9,7 @@ use world::{Access, CAPACITY_BLOCKS, Client, Manner, World, gpu};
 
 const A_MINUTE: Nanos = Nanos::seconds(60);
 /// Three clients have had their turn within this time, also where nobody is in a hurry and turns are long.
-const ROUND: Nanos = Nanos::seconds(100);
+const ROUND: Nanos = Nanos::seconds(200);
 
 fn cyclic(blocks: u64) -> Client {
     Client::new(gpu(0), Access::Cyclic(blocks), blocks)
