@@ -72,7 +72,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let _fit = [program("training")?, program("notebook")?];
     pass(TOGETHER)?;
     let _third = program("inference")?;
-    agent.wait_for_mode("exclusive", PATIENCE)?;
+    wait_until("turns", PATIENCE, || Ok((agent.mode()? != "shared").then_some(())))?;
     pass(TURNS)?;
 
     let status = agent.ctl_json(&["status", "--json"])?;
@@ -88,7 +88,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let mut command = Command::new(binaries.ctl());
         command.arg("--run-dir").arg(agent.run_dir()).arg("top");
         let mut screen = Terminal::start(&mut command, columns, rows)?;
-        screen.wait_for("the picture", PATIENCE, |text| text.contains("EXCLUSIVE"))?;
+        screen.wait_for("the picture", PATIENCE, |text| text.contains("turn: "))?;
         let svg = dir.join("screen.svg");
         std::fs::write(&svg, terminal::to_svg(&screen.screen()))?;
         screen.press("q")?;

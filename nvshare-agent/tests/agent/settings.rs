@@ -54,23 +54,17 @@ fn what_is_set_for_now_holds_at_once_and_not_after_a_restart() {
 }
 
 #[test]
-fn the_bounds_of_the_quantum_reach_the_engine() {
+fn the_longest_quantum_reaches_the_engine_and_goes_back_to_the_configured_one() {
     let agent = Agent::start();
     let _clients = [working(&agent), ScriptedClient::working(&agent)];
     assert!(agent.ctl(&["set", "mode", "exclusive"]).status.success());
     let quantum = || agent.status()["gpus"][0]["quantum_s"].as_f64();
-    // Before their memory is known, the longest quantum there is.
-    let usual = wait_for("the memory to be known", || quantum().filter(|&quantum| quantum < 30.0));
-    assert!(agent.ctl(&["set", "overhead", "0.001"]).status.success());
-    let long = quantum().unwrap();
-    assert!(usual < long, "{usual} {long}");
-    assert!(agent.ctl(&["set", "overhead", "default"]).status.success());
-    assert_eq!(quantum(), Some(usual));
-    assert!(agent.ctl(&["set", "overhead", "0.001"]).status.success());
+    // No sensor tells what a hand-over costs, so the longest quantum is the one in force.
+    assert_eq!(quantum(), Some(30.0));
     assert!(agent.ctl(&["set", "quantum-max", "300ms"]).status.success());
     assert_eq!(quantum(), Some(0.3));
     assert!(agent.ctl(&["set", "quantum-max", "default"]).status.success());
-    assert_eq!(quantum(), Some(long));
+    assert_eq!(quantum(), Some(30.0));
 }
 
 #[test]

@@ -3,7 +3,9 @@
 use std::{process::Command, time::Duration};
 
 use anyhow::{Context as _, Result};
-use nvshare_tests::{Browser, Scene, SimulatorOptions, Terminal, Workload, browser, process::Guarded, skip};
+use nvshare_tests::{
+    Browser, Scene, SimulatorOptions, Terminal, Workload, browser, process::Guarded, skip, wait_until,
+};
 use serde_json::json;
 
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -92,6 +94,23 @@ const CONTRAST: &str = "(selector => {
     const [a, b] = [light(rgb(getComputedStyle(element).color)), light(rgb(getComputedStyle(behind).backgroundColor))];
     return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
 })";
+
+/// What a hand-over costs is measured here, so the share of time that it may cost decides how long turns are.
+#[test]
+fn a_larger_overhead_makes_turns_shorter() -> Result<()> {
+    let (scene, _programs) = thrash()?;
+    let quantum = |scene: &Scene| -> Result<Option<f64>> {
+        let gpu = &scene.agent.ctl_json(&["status", "--json"])?["gpus"][0];
+        Ok(gpu["quantum_s"].as_f64().filter(|_| gpu["handover_s"].is_f64()))
+    };
+    assert!(scene.agent.ctl(&["set", "mode", "exclusive"])?.status.success());
+    assert!(scene.agent.ctl(&["set", "overhead", "0.002"])?.status.success());
+    let long = wait_until("a measured hand-over", PATIENCE, || quantum(&scene))?;
+    assert!(scene.agent.ctl(&["set", "overhead", "0.9"])?.status.success());
+    let short = wait_until("a measured hand-over", PATIENCE, || quantum(&scene))?;
+    assert!(short < long / 4.0, "{short} s is not much shorter than {long} s");
+    Ok(())
+}
 
 #[test]
 fn the_status_page_is_live_readable_by_everybody_and_keeps_to_itself() -> Result<()> {
