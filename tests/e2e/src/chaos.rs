@@ -47,6 +47,8 @@ const SETTINGS: &str = "[engine]\nquantum_max = \"200 ms\"\ndrain_within = \"1 s
 const QUANTUM_MAX: Duration = Duration::from_millis(200);
 /// Memory that an agent may gain between the first and the last quarter of the second half: allocators settle late.
 const GROWTH_KIB: u64 = 16 << 10;
+/// Series that a card adds at most once it has been used in every way.
+const SERIES_OF_A_CARD: usize = 64;
 /// Nobody, on every system.
 const NOBODY: u32 = 65534;
 
@@ -432,8 +434,9 @@ impl Scene<'_> {
         if descriptors > fresh_descriptors + 4 {
             self.violated(format!("the agent holds {descriptors} descriptors, at first {fresh_descriptors}"));
         }
-        // What appears with its first use is bounded by the cards.
-        if of_clients > 0 || all > fresh_all + 16 * CARDS {
+        // What appears with its first use (hand-overs by phase and direction with their buckets, changes of plan by
+        // mode and reason) is bounded by the cards; thousands of sessions would show far beyond it.
+        if of_clients > 0 || all > fresh_all + SERIES_OF_A_CARD * CARDS {
             self.violated(format!("{all} series ({of_clients} of clients), at first {fresh_all}"));
         }
         Ok(())
