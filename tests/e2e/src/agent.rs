@@ -170,10 +170,10 @@ impl Events {
         self.lines.try_recv().ok()
     }
 
-    /// The next change to `mode`.
-    pub fn wait_for_mode(&self, mode: &str, within: Duration) -> Result<Value> {
-        wait_until(&format!("the plan to become {mode}"), within, || {
-            Ok(std::iter::from_fn(|| self.next()).find(|event| event["to"] == mode))
+    /// The next change away from `shared`: to turns of single jobs or of sets.
+    pub fn wait_for_turns(&self, within: Duration) -> Result<Value> {
+        wait_until("clients to take turns", within, || {
+            Ok(std::iter::from_fn(|| self.next()).find(|event| event["to"] != "shared"))
         })
     }
 }
