@@ -63,7 +63,6 @@ impl Session {
             return;
         }
         watch_forks();
-        gate::use_membarrier();
         let thread = std::thread::Builder::new().name("nvshare".into()).stack_size(STACK);
         let spawned = sys::without_signals(|| thread.spawn(|| guarded(state::get())));
         if let Err(error) = spawned {
@@ -188,6 +187,8 @@ impl Attempts {
 }
 
 fn run(state: &'static State) -> io::Result<()> {
+    // Here, since the kernel takes its time with a process of many threads: a program's start would wait for it.
+    gate::use_membarrier();
     let mut wake = Wake::new(&state.session)?;
     let mut publication = Publication::new()?;
     publication.show(&state.session.page);

@@ -241,7 +241,12 @@ impl Running {
     /// If it failed, or ran no body.
     pub fn finish(mut self) -> String {
         let status = self.end();
-        self.others.extend(self.lines.try_iter());
+        // What it said last may still be on its way.
+        while !self.others.contains("1 passed")
+            && let Ok(line) = self.lines.recv_timeout(PATIENCE)
+        {
+            self.others.push_str(&line);
+        }
         assert!(
             status.success() && self.others.contains("1 passed"),
             "{status}: {}\n{}",
