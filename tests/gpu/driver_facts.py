@@ -2,7 +2,7 @@
 
     python3 tests/gpu/driver_facts.py [--json OUT]
 
-Takes seconds and at most 3 GiB of GPU memory; it refuses if less than twice that is free.
+Takes seconds and at most 5 GiB of GPU memory; it refuses if less than twice that is free.
 """
 
 import argparse
@@ -186,6 +186,97 @@ def captures(driver):
     return facts
 
 
+def cheaper_blocks(driver):
+    """What could make large managed blocks cheaper, and what it would cost: freeing on another thread, populating with several
+    threads, and blocks out of a managed pool."""
+    size, count = 20 * MIB, 50
+    scratch = driver.plain(1024 * MIB)
+
+    def free_behind_work(address):
+        """Milliseconds that another thread's free takes behind some 100 ms of work, and that a launch made meanwhile takes."""
+        for _ in range(250):
+            check(cuda.cuMemsetD8Async(scratch, 2, C.c_size_t(1024 * MIB), driver.stream), "memset")
+        took = []
+
+        def free():
+            cuda.cuCtxSetCurrent(driver.context)
+            begin = clock()
+            check(cuda.cuMemFree_v2(address), "free")
+            took.append(clock() - begin)
+
+        thread = threading.Thread(target=free)
+        thread.start()
+        time.sleep(0.005)
+        begin = clock()
+        check(cuda.cuMemsetD8Async(scratch, 3, C.c_size_t(4), driver.own), "memset")
+        launched = clock() - begin
+        thread.join()
+        cuda.cuCtxSynchronize()
+        return [round(took[0] * 1e3, 1), round(launched * 1e3, 1)]
+
+    def populating(threads):
+        """Microseconds for each of many blocks that several threads populate."""
+        block, streams = driver.managed(threads * count * size), [C.c_void_p() for _ in range(threads)]
+        for stream in streams:
+            check(cuda.cuStreamCreate(C.byref(stream), 1), "stream")
+
+        def work(at):
+            cuda.cuCtxSetCurrent(driver.context)
+            for piece in range(at * count, (at + 1) * count):
+                address = u64(block.value + piece * size)
+                check(cuda.cuMemPrefetchAsync(address, C.c_size_t(size), 0, streams[at]), "prefetch")
+            cuda.cuStreamSynchronize(streams[at])
+
+        workers = [threading.Thread(target=work, args=(at,)) for at in range(threads)]
+        begin = clock()
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        took = clock() - begin
+        cuda.cuMemFree_v2(block)
+        return round(took / (threads * count) * 1e6, 1)
+
+    def many(make):
+        """Microseconds for each of many blocks that live at the same time: allocation, first touch, free, and the free's rest."""
+        begin = clock()
+        blocks = [make(size) for _ in range(count)]
+        made = clock()
+        for block in blocks:
+            cuda.cuMemsetD8Async(block, 1, C.c_size_t(size), driver.stream)
+            cuda.cuStreamSynchronize(driver.stream)
+        touched = clock()
+        for block in blocks:
+            check(cuda.cuMemFree_v2(block), "free")
+        freed = clock()
+        cuda.cuCtxSynchronize()
+        cuda.cuStreamSynchronize(driver.stream)
+        times = (made - begin, touched - made, freed - touched, clock() - freed)
+        return [round(seconds / count * 1e6, 1) for seconds in times]
+
+    code, pool = driver.pool(2)
+
+    def pooled(size):
+        address = u64()
+        check(cuda.cuMemAllocFromPoolAsync(C.byref(address), C.c_size_t(size), pool, driver.own), "pool")
+        check(cuda.cuMemPrefetchAsync(address, C.c_size_t(size), 0, driver.own), "prefetch")
+        return address
+
+    kinds = {"plain": driver.plain, "managed": lambda size: driver.managed(size, True)}
+    if not code:
+        kinds["pooled"] = pooled
+    facts = {
+        "free_and_launch_behind_work_ms": {
+            "plain": free_behind_work(driver.plain(size)),
+            "managed": free_behind_work(driver.managed(size, True)),
+        },
+        "populate_20MiB_us_by_threads": {threads: populating(threads) for threads in (1, 2, 4)},
+        "alloc_touch_free_rest_of_50_us": {name: many(make) for name, make in kinds.items()},
+    }
+    cuda.cuMemFree_v2(scratch)
+    return facts
+
+
 def look_ups():
     """(found, status) of names that are not base names."""
     facts = {}
@@ -210,13 +301,14 @@ def main():
     arguments.add_argument("--json", metavar="OUT", help="also write the facts to this file")
     options = arguments.parse_args()
     driver = Driver()
-    if driver.information()[0] < 6 * 1024 * MIB:
-        sys.exit("less than 6 GiB of GPU memory are free; nothing was tried")
+    if driver.information()[0] < 10 * 1024 * MIB:
+        sys.exit("less than 10 GiB of GPU memory are free; nothing was tried")
     version = C.c_int()
     cuda.cuDriverGetVersion(C.byref(version))
     facts = {
         "driver_version": version.value,
         "memory": memory(driver),
+        "cheaper_blocks": cheaper_blocks(driver),
         "pools": pools(driver),
         "captures": captures(driver),
         "look_ups": look_ups(),
