@@ -62,7 +62,12 @@ impl EngineConfig {
     /// The engine's own form.
     pub fn to_core(&self) -> nvshare_core::Config {
         let Self { overhead, quantum_max, drain_within } = *self;
-        nvshare_core::Config { overhead_milli: overhead, quantum_max, drain_within }
+        nvshare_core::Config {
+            overhead_milli: overhead,
+            quantum_max,
+            drain_within,
+            ..nvshare_core::Config::default()
+        }
     }
 }
 

@@ -29,12 +29,31 @@ pub struct Config {
     pub quantum_max: Nanos,
     /// How long a revoked client may take to answer before it is scheduled around.
     pub drain_within: Nanos,
+    /// Who moves memory at a hand-over.
+    pub handover: Handover,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { overhead_milli: 50, quantum_max: Nanos::seconds(30), drain_within: Nanos::seconds(5) }
+        Self {
+            overhead_milli: 50,
+            quantum_max: Nanos::seconds(30),
+            drain_within: Nanos::seconds(5),
+            handover: Handover::default(),
+        }
     }
+}
+
+/// Who moves memory at a hand-over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Handover {
+    /// The driver, on demand: nothing is asked of clients.
+    #[default]
+    Demand,
+    /// The shim: whoever leaves moves out at most what those that come lack, and whoever comes brings back what
+    /// it had when it was last revoked.
+    Shim,
 }
 
 /// A client, wherever it runs.

@@ -147,6 +147,13 @@ pub struct ClientSample {
     pub evicted: Option<Bytes>,
     /// Of the evicted bytes, those evicted while another client's fault was served.
     pub evicted_by_others: Option<Bytes>,
+    /// Refaulted bytes that the client, alone on the GPU, would have kept: its own eviction distance and what
+    /// it held then fit into the capacity together. Only a sensor that sees blocks can say.
+    pub curable: Option<Bytes>,
+    /// Refaulted bytes that it would have lost alone as well. Only a sensor that sees blocks can say.
+    pub self_refaulted: Option<Bytes>,
+    /// Managed memory of it that lies on the GPU at the end of the bin. Only a sensor that sees blocks can say.
+    pub resident: Option<Bytes>,
 }
 
 /// How a revocation ended.

@@ -27,7 +27,7 @@ mod rotation;
 mod schedule;
 pub mod units;
 
-pub use engine::{Config, Engine};
+pub use engine::{Config, Engine, Handover};
 pub use id::{ClientId, Epoch, GpuId, JobId};
 pub use input::{Activity, ClientSample, Drain, GpuSample, Input, ModeOrder, Order};
 pub use output::{ClientView, GpuView, Mode, Output, PlanChange, Poll, Reason, View};

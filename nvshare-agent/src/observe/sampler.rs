@@ -228,7 +228,8 @@ impl Sampler {
 
     /// Adds a sample to the totals and metrics.
     fn note(&self, client: &Client, gpu: GpuId, sample: ClientSample) {
-        let ClientSample { gpu_faults, cpu_faults, bytes_in, bytes_out, evicted, evicted_by_others } = sample;
+        let ClientSample { gpu_faults, cpu_faults, bytes_in, bytes_out, evicted, evicted_by_others, .. } =
+            sample;
         client.update_totals(gpu, |totals| {
             add(&mut totals.gpu_faults, gpu_faults);
             add(&mut totals.cpu_faults, cpu_faults);
@@ -281,6 +282,10 @@ fn join(counters: Option<CounterTotals>, uvm: Option<UvmTotals>) -> ClientSample
         bytes_out: counters.map(|c| Bytes(c.bytes_out)).or(uvm.map(|u| u.bytes_out)),
         evicted: uvm.map(|u| u.evicted),
         evicted_by_others: uvm.map(|u| u.evicted_by_others),
+        // The probes count per client; no source follows single blocks.
+        curable: None,
+        self_refaulted: None,
+        resident: None,
     }
 }
 
