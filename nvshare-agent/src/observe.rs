@@ -1,6 +1,7 @@
 //! What the agent sees of the driver. One file per source; each source may be absent.
 
 pub mod bpf;
+pub mod gaps;
 pub mod gpus;
 pub mod nvml;
 pub mod room;

@@ -6,6 +6,7 @@
 //! comparison.
 
 mod arm;
+mod subset;
 
 use std::time::Duration;
 
@@ -23,6 +24,9 @@ pub(crate) struct Args {
     /// Print one JSON object as the last line of standard output.
     #[arg(long)]
     pub(crate) json: bool,
+    /// Let the agent use these sensors only (names of its `[sensors]` table), without the comparison.
+    #[arg(long, value_delimiter = ',', value_name = "NAME,…")]
+    pub(crate) sensors: Option<Vec<String>>,
 }
 
 /// The comparison may stop once it has taken this many times as long.
@@ -48,13 +52,16 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let binaries = cargo::build_simulated()?;
     let dir = tempfile::Builder::new().prefix("nvshare-demo-").tempdir()?;
 
+    if let Some(sensors) = &args.sensors {
+        return subset::run(&binaries, dir.path(), sensors, args.json);
+    }
     eprintln!("\n1. nvshare decides (a 1 GiB card; a and b use 400 MiB each, c joins them with 400 MiB)");
-    let auto = Arm::run(&binaries, &dir.path().join("auto"), arm::Policy::Auto, None)?;
+    let auto = Arm::run(&binaries, &dir.path().join("auto"), arm::Policy::Auto, "", None)?;
     eprintln!("   all three done after {:.1} s", auto.makespan_s);
 
     eprintln!("\n2. The same three, always shared");
     let limit = Duration::from_secs_f64(auto.makespan_s * COMPARISON_LIMIT);
-    let shared = Arm::run(&binaries, &dir.path().join("shared"), arm::Policy::AlwaysShared, Some(limit))?;
+    let shared = Arm::run(&binaries, &dir.path().join("shared"), arm::Policy::AlwaysShared, "", Some(limit))?;
     if shared.stopped {
         eprintln!("   not done after {:.1} s, stopped", shared.makespan_s);
     } else {

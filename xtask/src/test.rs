@@ -71,7 +71,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     })?;
     if !args.quick {
         steps.step("kprobes in a virtual machine", || crate::vm_test::run(&crate::vm_test::Args {}))?;
-        steps.step("demo", || crate::demo::run(&crate::demo::Args { json: true }))?;
+        steps.step("demo", || crate::demo::run(&crate::demo::Args { json: true, sensors: None }))?;
+        let two = ["uvm-counters", "fault-thread"].map(str::to_owned).to_vec();
+        let two = crate::demo::Args { json: true, sensors: Some(two) };
+        steps.step("demo with two sensors", || crate::demo::run(&two))?;
     }
     steps.report();
     Ok(())

@@ -7,7 +7,10 @@ use nvshare_core::{Bytes, ModeOrder};
 use crate::{
     clients::client::ClientTotals,
     driver::PlanEvent,
-    observe::source::{SensorState, SensorStatus},
+    observe::{
+        gaps::Gap,
+        source::{SensorState, SensorStatus},
+    },
     operator::protocol::{ClientsReport, DoctorReport, ExplainReport, GpuReport, StatusReport},
 };
 
@@ -116,7 +119,18 @@ pub fn status(report: &StatusReport) -> String {
     }
     text.push_str("\nSensors\n");
     text.push_str(&sensors(&report.sensors));
+    text.push_str(&gaps(&report.gaps));
     text
+}
+
+/// What is not known here; nothing if everything is.
+fn gaps(all: &[Gap]) -> String {
+    let mut text = String::new();
+    for Gap { unknown, instead, told_by } in all {
+        let told_by: Vec<String> = told_by.iter().map(ToString::to_string).collect();
+        let _ = writeln!(text, "  {unknown}\n    {instead}; told by {}", told_by.join(" or "));
+    }
+    if text.is_empty() { text } else { format!("\nNot known here\n{text}") }
 }
 
 fn sensors(all: &[SensorStatus]) -> String {
@@ -191,6 +205,7 @@ pub fn explain(report: &ExplainReport) -> String {
         text.push_str(&event(change));
         text.push('\n');
     }
+    text.push_str(&gaps(&report.gaps));
     text
 }
 
@@ -240,6 +255,7 @@ pub fn doctor(report: &DoctorReport) -> String {
             let _ = writeln!(text, "         to get it: {advice}");
         }
     }
+    text.push_str(&gaps(&report.gaps));
     let _ = writeln!(text, "\n{}", report.verdict);
     text
 }

@@ -6,6 +6,7 @@ use std::{
 };
 
 use super::{
+    gaps::{Gap, gaps},
     nvml::NvmlSource,
     source::{SensorName, SensorState, SensorStatus},
     uvm_counters::UvmCounters,
@@ -19,7 +20,14 @@ pub struct Sensors {
     counters: Arc<UvmCounters>,
     nvml: NvmlSource,
     bpf: Mutex<Vec<SensorStatus>>,
-    logged: Mutex<BTreeMap<SensorName, bool>>,
+    logged: Mutex<Logged>,
+}
+
+/// What the log was last told.
+#[derive(Debug, Default)]
+struct Logged {
+    attached: BTreeMap<SensorName, bool>,
+    gaps: Vec<Gap>,
 }
 
 impl Sensors {
@@ -33,9 +41,11 @@ impl Sensors {
     pub fn update(&self, bpf: Vec<SensorStatus>) {
         *self.bpf.lock().unwrap_or_else(PoisonError::into_inner) = bpf;
         let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
-        for status in self.all() {
+        let all = self.all();
+        let missing = gaps(&all);
+        for status in all {
             let attached = status.state.is_attached();
-            if logged.insert(status.sensor, attached) == Some(attached) {
+            if logged.attached.insert(status.sensor, attached) == Some(attached) {
                 continue;
             }
             match &status.state {
@@ -47,6 +57,10 @@ impl Sensors {
                 }
             }
         }
+        for gap in missing.iter().filter(|gap| !logged.gaps.contains(gap)) {
+            tracing::warn!(unknown = gap.unknown, instead = gap.instead, "not known on this host");
+        }
+        logged.gaps = missing;
     }
 
     /// Every sensor, best first.

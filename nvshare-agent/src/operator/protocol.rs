@@ -7,7 +7,9 @@ use nvshare_core::{ClientId, GpuId, ModeOrder, Nanos};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{clients::client::ClientTotals, driver::PlanEvent, observe::source::SensorStatus};
+use crate::{
+    clients::client::ClientTotals, driver::PlanEvent, observe::gaps::Gap, observe::source::SensorStatus,
+};
 
 /// The longest request, in bytes.
 pub const REQUEST_MAX: usize = 64 * 1024;
@@ -92,6 +94,8 @@ pub struct StatusReport {
     pub gpus: Vec<GpuReport>,
     /// Each sensor, best first.
     pub sensors: Vec<SensorStatus>,
+    /// What none of them tells.
+    pub gaps: Vec<Gap>,
 }
 
 /// One GPU.
@@ -196,6 +200,8 @@ pub struct ExplainReport {
     pub gpus: Vec<GpuReport>,
     /// The last changes of plan, oldest first.
     pub changes: Vec<PlanEvent>,
+    /// What no sensor tells, and what the agent does instead.
+    pub gaps: Vec<Gap>,
 }
 
 /// The answer to `doctor`.
@@ -203,6 +209,8 @@ pub struct ExplainReport {
 pub struct DoctorReport {
     /// Each sensor, best first.
     pub sensors: Vec<SensorAdvice>,
+    /// What none of them tells.
+    pub gaps: Vec<Gap>,
     /// What the agent can do with them.
     pub verdict: String,
 }

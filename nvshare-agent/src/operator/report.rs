@@ -16,6 +16,7 @@ use crate::{
     clock,
     driver::{Gone, Seen},
     observe::{
+        gaps::gaps,
         gpus::{Gpu, Gpus},
         sensors::Sensors,
         source::{SensorName, SensorState, SensorStatus},
@@ -39,20 +40,23 @@ impl Desk {
     /// The answer to `status`.
     pub async fn status(&self) -> Result<StatusReport, Gone> {
         let seen = self.hub.driver.seen().await?;
+        let sensors = self.sensors.all();
         Ok(StatusReport {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             uptime_s: seen.at.since(self.started).as_secs_f64(),
             metrics: self.metrics.map(|address| address.to_string()),
             gpus: self.gpus(&seen),
-            sensors: self.sensors.all(),
+            gaps: gaps(&sensors),
+            sensors,
         })
     }
 
     /// The answer to `explain`.
     pub async fn explain(&self) -> Result<ExplainReport, Gone> {
         let seen = self.hub.driver.seen().await?;
-        Ok(ExplainReport { gpus: self.gpus(&seen), changes: seen.changes })
+        let gaps = gaps(&self.sensors.all());
+        Ok(ExplainReport { gpus: self.gpus(&seen), changes: seen.changes, gaps })
     }
 
     /// The answer to `clients`.
@@ -66,6 +70,7 @@ impl Desk {
     pub fn doctor(&self) -> DoctorReport {
         let sensors = self.sensors.all();
         let verdict = verdict(&sensors);
+        let gaps = gaps(&sensors);
         let sensors = sensors
             .into_iter()
             .map(|status| SensorAdvice {
@@ -74,7 +79,7 @@ impl Desk {
                 status,
             })
             .collect();
-        DoctorReport { sensors, verdict }
+        DoctorReport { sensors, gaps, verdict }
     }
 
     fn gpus(&self, seen: &Seen) -> Vec<GpuReport> {

@@ -43,6 +43,8 @@ pub(super) struct Arm {
     pub(super) switches: Vec<Switch>,
     pub(super) final_mode: String,
     pub(super) clients: Vec<Finish>,
+    /// What the agent said that it could not know.
+    pub(super) gaps: Vec<String>,
 }
 
 /// How long the first two run alone, so that it can be seen that they fit.
@@ -67,10 +69,11 @@ impl Arm {
         binaries: &Binaries,
         dir: &Path,
         policy: Policy,
+        tables: &str,
         limit: Option<Duration>,
     ) -> Result<Self> {
         let simulator = Simulator::start(binaries, &dir.join("sim"), &SimulatorOptions::default())?;
-        let agent = Agent::start(binaries, &simulator.agent_config(), &dir.join("run"))?;
+        let agent = Agent::start(binaries, &simulator.agent_config_with("demo", tables)?, &dir.join("run"))?;
         if policy == Policy::AlwaysShared {
             let order = agent.ctl(&["set", "mode", "shared"])?;
             ensure!(order.status.success(), "nvsharectl: {}", String::from_utf8_lossy(&order.stderr));
@@ -126,6 +129,9 @@ impl Arm {
             Ok((agent.mode()? == "shared").then_some(()))
         });
         telling.follow(&events)?;
+        let doctor = agent.ctl_json(&["doctor", "--json"])?;
+        let gaps = doctor["gaps"].as_array().context("doctor names no gaps")?;
+        let gaps = gaps.iter().map(|gap| gap_text(gap)).collect::<Result<_>>()?;
         Ok(Self {
             makespan_s: (end_ms - telling.start_ms) / 1e3,
             stopped: !all_done,
@@ -133,8 +139,15 @@ impl Arm {
             switches: telling.switches,
             final_mode: if settled.is_ok() { "shared".to_owned() } else { agent.mode()? },
             clients: endings,
+            gaps,
         })
     }
+}
+
+/// A gap in words.
+fn gap_text(gap: &serde_json::Value) -> Result<String> {
+    let text = |field: &str| gap[field].as_str().with_context(|| format!("gap without `{field}`: {gap}"));
+    Ok(format!("{}: {}", text("unknown")?, text("instead")?))
 }
 
 /// Follows the plan and tells a person.
