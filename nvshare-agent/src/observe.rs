@@ -9,3 +9,4 @@ pub mod sampler;
 pub mod sensors;
 pub mod source;
 pub mod uvm_counters;
+pub mod uvm_tools;
