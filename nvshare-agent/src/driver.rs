@@ -6,13 +6,13 @@
 mod leases;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
-    sync::Arc,
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use nvshare_core::{
-    ClientId, Config, Drain, Engine, GpuId, Input, Nanos, Order, Output, PlanChange, Reason, View,
+    ClientId, Config, Drain, Engine, GpuId, Input, Mode, Nanos, Order, Output, PlanChange, Reason, View,
 };
 use nvshare_wire::AgentMessage;
 use serde::{Deserialize, Serialize};
@@ -26,6 +26,7 @@ use crate::{
     clients::outbox::Outbox,
     clock,
     metrics::Metrics,
+    observe::raw::RawBin,
     recording::{Recorder, Step, step},
 };
 
@@ -52,6 +53,8 @@ pub enum Command {
     Left(ClientId),
     /// Facts that became known at the same time, in this order.
     Facts(Vec<Input>),
+    /// What the sensors said in a bin, for the recording; the facts that follow from it come next.
+    Raw(RawBin),
     /// Messages to clients that carry no decision.
     Tell(Vec<(ClientId, AgentMessage)>),
     /// An order of the operator; answered when it is carried out.
@@ -139,6 +142,8 @@ pub fn millis(at: Nanos) -> f64 {
 pub struct DriverHandle {
     command_tx: mpsc::Sender<Command>,
     event_tx: broadcast::Sender<PlanEvent>,
+    records: bool,
+    suspected: Arc<Mutex<BTreeSet<GpuId>>>,
 }
 
 /// The task has ended or does not answer.
@@ -155,6 +160,16 @@ impl DriverHandle {
     /// The same from a thread outside the runtime.
     pub fn send_blocking(&self, command: Command) {
         self.command_tx.blocking_send(command).ok();
+    }
+
+    /// Whether a recording is kept.
+    pub fn records(&self) -> bool {
+        self.records
+    }
+
+    /// GPUs on which there is evidence of thrash, or turns are taken.
+    pub fn suspected(&self) -> BTreeSet<GpuId> {
+        self.suspected.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What is to be seen.
@@ -188,7 +203,13 @@ impl DriverHandle {
 pub fn start(config: Config, metrics: Arc<Metrics>, recorder: Option<Recorder>) -> DriverHandle {
     let (command_tx, command_rx) = mpsc::channel(QUEUE);
     let (event_tx, _) = broadcast::channel(HISTORY);
-    let handle = DriverHandle { command_tx, event_tx: event_tx.clone() };
+    let suspected = Arc::default();
+    let handle = DriverHandle {
+        command_tx,
+        event_tx: event_tx.clone(),
+        records: recorder.is_some(),
+        suspected: Arc::clone(&suspected),
+    };
     let driver = Driver {
         engine: Engine::new(config),
         metrics,
@@ -197,6 +218,7 @@ pub fn start(config: Config, metrics: Arc<Metrics>, recorder: Option<Recorder>) 
         leases: Leases::default(),
         changes: VecDeque::new(),
         event_tx,
+        suspected,
         deadline: None,
         latest: Nanos::ZERO,
     };
@@ -212,6 +234,7 @@ struct Driver {
     leases: Leases,
     changes: VecDeque<PlanEvent>,
     event_tx: broadcast::Sender<PlanEvent>,
+    suspected: Arc<Mutex<BTreeSet<GpuId>>>,
     deadline: Option<Nanos>,
     latest: Nanos,
 }
@@ -255,6 +278,12 @@ impl Driver {
                 for input in inputs {
                     self.handle(input);
                 }
+                self.suspect();
+            }
+            Command::Raw(bin) => {
+                if let Some(recorder) = &self.recorder {
+                    recorder.record_bin(bin);
+                }
             }
             Command::Tell(messages) => {
                 for (client, message) in messages {
@@ -289,6 +318,18 @@ impl Driver {
         for output in outputs {
             self.emit(at, output);
         }
+    }
+
+    /// Says where a closer look is worth its cost.
+    fn suspect(&self) {
+        let view = self.engine.view(self.latest);
+        let suspected = view
+            .gpus
+            .iter()
+            .filter(|gpu| gpu.score_milli > 0 || gpu.mode != Mode::Shared)
+            .map(|gpu| gpu.gpu)
+            .collect();
+        *self.suspected.lock().unwrap_or_else(PoisonError::into_inner) = suspected;
     }
 
     /// Counts what clients answer.

@@ -80,6 +80,8 @@ pub struct Metrics {
     sensor_lost: IntGaugeVec,
     sensor_runs: IntGaugeVec,
     sensor_seconds: GaugeVec,
+    /// Windows over which two sensors differed, by sensor, the other, and figure.
+    pub disagreements: IntCounterVec,
     /// Xid errors, by code.
     pub xids: IntCounterVec,
     /// Time of one round of the sampler.
@@ -129,6 +131,7 @@ impl Metrics {
             sensor_lost: c.gauge("nvshare_sensor_lost", "Observations the sensor had to drop since it was attached.", &["sensor"])?,
             sensor_runs: c.gauge("nvshare_sensor_runs", "How often the sensor ran since it was attached.", &["sensor"])?,
             sensor_seconds: c.float("nvshare_sensor_run_seconds", "Time the sensor spent running since it was attached; absent where the kernel does not account for it.", &["sensor"])?,
+            disagreements: c.counter("nvshare_sensor_disagreements_total", "Windows of five seconds over which the sensor lastingly said something else than another one did of the same figure.", &["sensor", "other", "figure"])?,
             xids: c.counter("nvshare_xid_errors_total", "Xid errors, by code.", &["code"])?,
             sampler_seconds: c.plain_histogram("nvshare_sampler_seconds", "Time of one round of reading all sensors.", exponential_buckets(0.000_01, 4.0, 10)?)?,
             registry: Registry::new(),

@@ -1,9 +1,13 @@
-//! Recordings: everything the engine was told and everything it answered, and their replay.
+//! Recordings: what the sensors said, everything the engine was told and everything it answered, and their replay.
 //!
-//! A recording is a file of JSON lines. The first names the format and the engine's configuration; each other
-//! line is one [`Step`]. Replaying drives a fresh engine with the inputs and compares its answers text by text.
+//! A recording is a file of JSON lines. The first names the format and the engine's configuration; each other line is
+//! one [`Line`]. Replaying fuses what the sensors said again, which must give the samples that the engine was told, and
+//! drives a fresh engine with its inputs, which must give the recorded answers.
+//!
+//! The first format held steps only, without a name for their kind, and still replays.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     io::{BufRead as _, BufReader, BufWriter, Write as _},
     path::{Path, PathBuf},
@@ -11,11 +15,15 @@ use std::{
     thread::JoinHandle,
 };
 
-use nvshare_core::{Config, Engine, Input, Nanos, Output, Poll};
+use nvshare_core::{Config, Engine, GpuId, GpuSample, Input, Nanos, Output, Poll};
 use serde::{Deserialize, Serialize};
 
+use crate::observe::{fusion::disagreement::Comparer, raw::RawBin};
+
 /// The format's name, in the first line.
-const FORMAT: &str = "nvshare-recording-1";
+const FORMAT: &str = "nvshare-recording-2";
+/// The format before: the steps alone.
+const STEPS_ONLY: &str = "nvshare-recording-1";
 
 /// The first line.
 #[derive(Debug, Serialize, Deserialize)]
@@ -23,6 +31,16 @@ const FORMAT: &str = "nvshare-recording-1";
 struct Head {
     format: String,
     config: Config,
+}
+
+/// One line after the first.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Line {
+    /// A bin of the sensors; the samples that follow from it come in the next steps.
+    Bin(RawBin),
+    /// A step of the engine.
+    Step(Step),
 }
 
 /// One input and what the engine answered.
@@ -53,6 +71,14 @@ pub enum RecordingError {
     /// The file is empty or begins with something else.
     #[error("{0} is not a recording of `nvshare-agent --record`")]
     Format(PathBuf),
+    /// It is a recording, but of another version.
+    #[error("{path} is a recording in the format {format}; this agent replays {FORMAT} and {STEPS_ONLY}")]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        format: String,
+    },
     /// A line cannot be understood.
     #[error("{path}:{line}: {source}; the recording may be of another version of nvshare-agent")]
     Line {
@@ -62,6 +88,20 @@ pub enum RecordingError {
         line: usize,
         /// Why.
         source: serde_json::Error,
+    },
+    /// What the sensors said does not give what the engine was told.
+    #[error(
+        "{path}:{line}: fusing what the sensors said gives another sample\nrecorded: {recorded}\nreplayed: {replayed}"
+    )]
+    Fused {
+        /// The file.
+        path: PathBuf,
+        /// Which line, from 1.
+        line: usize,
+        /// What the recording says.
+        recorded: String,
+        /// What fusing gives.
+        replayed: String,
     },
     /// The engine decided otherwise.
     #[error("{path}:{line}: the engine decided otherwise\nrecorded: {recorded}\nreplayed: {replayed}")]
@@ -92,7 +132,7 @@ pub fn step(engine: &mut Engine, at: Nanos, input: Input) -> (Vec<Output>, Optio
 /// Writes a recording from a thread of its own, so that a slow disk does not hold up decisions.
 #[derive(Debug)]
 pub struct Recorder {
-    step_tx: Option<mpsc::Sender<Step>>,
+    line_tx: Option<mpsc::Sender<Line>>,
     writer: Option<JoinHandle<()>>,
 }
 
@@ -103,13 +143,13 @@ impl Recorder {
         let mut file = BufWriter::new(File::create(path).map_err(failed)?);
         let head = Head { format: FORMAT.to_owned(), config: config.clone() };
         write_line(&mut file, &head).map_err(failed)?;
-        let (step_tx, step_rx) = mpsc::channel::<Step>();
+        let (line_tx, line_rx) = mpsc::channel::<Line>();
         let path = path.to_owned();
         let writer = std::thread::Builder::new()
             .name("recorder".to_owned())
             .spawn(move || {
-                for step in &step_rx {
-                    if let Err(error) = write_line(&mut file, &step) {
+                for line in &line_rx {
+                    if let Err(error) = write_line(&mut file, &line) {
                         tracing::error!(path = %path.display(), %error, "the recording ends here");
                         return;
                     }
@@ -119,21 +159,30 @@ impl Recorder {
                 }
             })
             .map_err(failed)?;
-        Ok(Self { step_tx: Some(step_tx), writer: Some(writer) })
+        Ok(Self { line_tx: Some(line_tx), writer: Some(writer) })
     }
 
     /// Adds a step.
     pub fn record(&self, step: Step) {
-        if let Some(step_tx) = &self.step_tx {
+        self.send(Line::Step(step));
+    }
+
+    /// Adds what the sensors said in a bin.
+    pub fn record_bin(&self, bin: RawBin) {
+        self.send(Line::Bin(bin));
+    }
+
+    fn send(&self, line: Line) {
+        if let Some(line_tx) = &self.line_tx {
             // A failed writer has said so in the log; the agent goes on without a recording.
-            step_tx.send(step).ok();
+            line_tx.send(line).ok();
         }
     }
 }
 
 impl Drop for Recorder {
     fn drop(&mut self) {
-        drop(self.step_tx.take());
+        drop(self.line_tx.take());
         if let Some(writer) = self.writer.take() {
             writer.join().ok();
         }
@@ -146,39 +195,113 @@ fn write_line(file: &mut impl std::io::Write, value: &impl Serialize) -> std::io
 }
 
 /// What a replay went through.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Replayed {
+    /// Bins of the sensors, all fused as recorded.
+    pub bins: usize,
+    /// Windows in which two sensors lastingly disagreed.
+    pub disagreements: usize,
     /// Inputs.
     pub inputs: usize,
     /// Decisions, all as recorded.
     pub outputs: usize,
 }
 
-/// Drives a fresh engine with the recorded inputs; every answer must be the recorded one.
+/// A replay under way.
+struct Replay {
+    engine: Engine,
+    comparer: Comparer,
+    /// Samples that follow from the last bin and were not told to the engine yet.
+    fused: BTreeMap<GpuId, GpuSample>,
+    done: Replayed,
+    has_bins: bool,
+}
+
+/// Fuses what the recorded sensors said and drives a fresh engine with the recorded inputs; everything must come out as
+/// recorded.
 ///
 /// A last line that is cut off, as a killed agent leaves it, ends the replay without an error.
 pub fn replay(path: &Path) -> Result<Replayed, RecordingError> {
     let failed = |source| RecordingError::File { path: path.to_owned(), source };
     let mut lines = BufReader::new(File::open(path).map_err(failed)?).lines();
     let first = lines.next().ok_or_else(|| RecordingError::Format(path.to_owned()))?.map_err(failed)?;
-    let head: Head = match serde_json::from_str::<Head>(&first) {
-        Ok(head) if head.format == FORMAT => head,
-        Ok(_) | Err(_) => return Err(RecordingError::Format(path.to_owned())),
+    let head = head(path, &first)?;
+    let mut replay = Replay {
+        engine: Engine::new(head.config),
+        comparer: Comparer::default(),
+        fused: BTreeMap::new(),
+        done: Replayed::default(),
+        has_bins: head.format == FORMAT,
     };
-    let mut engine = Engine::new(head.config);
-    let mut done = Replayed { inputs: 0, outputs: 0 };
     let mut lines = lines.enumerate().peekable();
     while let Some((index, text)) = lines.next() {
         let line = index + 2;
         let text = text.map_err(failed)?;
-        let recorded: Step = match serde_json::from_str(&text) {
-            Ok(step) => step,
+        let parsed = if replay.has_bins {
+            serde_json::from_str(&text)
+        } else {
+            serde_json::from_str(&text).map(Line::Step)
+        };
+        match parsed {
+            Ok(Line::Bin(bin)) => replay.bin(&bin),
+            Ok(Line::Step(recorded)) => replay.step(path, line, &recorded)?,
             Err(error) if error.is_eof() && lines.peek().is_none() => break,
             Err(source) => return Err(RecordingError::Line { path: path.to_owned(), line, source }),
-        };
-        let (outputs, wait) = step(&mut engine, recorded.at, recorded.input.clone());
-        done.inputs += 1;
-        done.outputs += outputs.len();
+        }
+    }
+    Ok(replay.done)
+}
+
+/// Reads the first line.
+fn head(path: &Path, first: &str) -> Result<Head, RecordingError> {
+    #[derive(Deserialize)]
+    struct Format {
+        format: String,
+    }
+    let Format { format } =
+        serde_json::from_str(first).map_err(|_other| RecordingError::Format(path.to_owned()))?;
+    if !format.starts_with("nvshare-recording-") {
+        return Err(RecordingError::Format(path.to_owned()));
+    }
+    if format != FORMAT && format != STEPS_ONLY {
+        return Err(RecordingError::Version { path: path.to_owned(), format });
+    }
+    serde_json::from_str(first).map_err(|source| RecordingError::Line {
+        path: path.to_owned(),
+        line: 1,
+        source,
+    })
+}
+
+impl Replay {
+    fn bin(&mut self, bin: &RawBin) {
+        self.done.bins += 1;
+        self.fused.clear();
+        for gpu in &bin.gpus {
+            for client in &gpu.clients {
+                self.done.disagreements += self.comparer.observe(client.client, gpu.gpu, &client.raw).len();
+            }
+            self.fused.insert(gpu.gpu, gpu.sample());
+        }
+    }
+
+    fn step(&mut self, path: &Path, line: usize, recorded: &Step) -> Result<(), RecordingError> {
+        if let Input::Sample { gpu, sample } = &recorded.input
+            && self.has_bins
+        {
+            let fused = self.fused.remove(gpu);
+            if fused.as_ref() != Some(sample) {
+                return Err(RecordingError::Fused {
+                    path: path.to_owned(),
+                    line,
+                    recorded: format!("{sample:?}"),
+                    replayed: format!("{fused:?}"),
+                });
+            }
+        }
+        let (outputs, wait) = step(&mut self.engine, recorded.at, recorded.input.clone());
+        self.done.inputs += 1;
+        self.done.outputs += outputs.len();
         if outputs != recorded.outputs || wait != recorded.wait {
             return Err(RecordingError::Differs {
                 path: path.to_owned(),
@@ -187,13 +310,32 @@ pub fn replay(path: &Path) -> Result<Replayed, RecordingError> {
                 replayed: format!("{outputs:?}, wait {wait:?}"),
             });
         }
+        Ok(())
     }
-    Ok(done)
 }
 
 #[cfg(test)]
 mod tests {
+    use nvshare_core::{Bytes, ClientId};
+
     use super::*;
+    use crate::observe::{
+        fusion::{Raw, disagreement},
+        raw::{RawClient, RawGpu},
+        source::UvmTotals,
+        uvm_counters::CounterTotals,
+    };
+
+    const GPU: GpuId = GpuId([1; 16]);
+
+    /// A bin in which a client faulted, of two GPUs.
+    fn bin(at: u64) -> RawBin {
+        let counters = CounterTotals { bytes_in: 4096 * at, bytes_out: 8192, cpu_faults: 0, gpu_faults: 5 };
+        let raw = Raw { counters: Some(counters), managed: Bytes::mib(1), ..Raw::default() };
+        let client = RawClient { client: ClientId(1), raw, spilled: Bytes::ZERO };
+        let gpu = |gpu, clients| RawGpu { gpu, interval: Nanos::millis(100), fault_busy: None, clients };
+        RawBin { at: Nanos(at), gpus: vec![gpu(GPU, vec![client]), gpu(GpuId([2; 16]), Vec::new())] }
+    }
 
     fn recording(dir: &Path) -> PathBuf {
         let path = dir.join("recording");
@@ -205,6 +347,95 @@ mod tests {
         }
         drop(recorder);
         path
+    }
+
+    /// A recording with what the sensors said.
+    fn with_bins(dir: &Path) -> PathBuf {
+        let path = dir.join("bins");
+        let recorder = Recorder::create(&path, &Config::default()).unwrap();
+        let mut engine = Engine::new(Config::default());
+        for at in 1..=u64::from(2 * disagreement::WINDOW) {
+            let bin = bin(at);
+            recorder.record_bin(bin.clone());
+            for of_gpu in &bin.gpus {
+                let input = Input::Sample { gpu: of_gpu.gpu, sample: of_gpu.sample() };
+                let (outputs, wait) = step(&mut engine, Nanos(at), input.clone());
+                recorder.record(Step { at: Nanos(at), input, outputs, wait });
+            }
+        }
+        drop(recorder);
+        path
+    }
+
+    /// The same file with something replaced in its lines.
+    fn edited(path: &Path, from: &str, to: &str) -> PathBuf {
+        let text = std::fs::read_to_string(path).unwrap();
+        assert!(text.contains(from), "{from} in {}", &text[..500]);
+        let edited = path.with_extension("edited");
+        std::fs::write(&edited, text.replacen(from, to, 1)).unwrap();
+        edited
+    }
+
+    #[test]
+    fn what_the_sensors_said_replays_to_the_same_samples() {
+        let dir = tempfile::tempdir().unwrap();
+        let done = replay(&with_bins(dir.path())).unwrap();
+        assert_eq!((done.bins, done.inputs, done.disagreements), (100, 200, 0));
+    }
+
+    #[test]
+    fn a_sample_that_does_not_follow_from_what_the_sensors_said_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = edited(&with_bins(dir.path()), "\"gpu_faults\":5}", "\"gpu_faults\":6}");
+        assert!(matches!(replay(&path), Err(RecordingError::Fused { line: 3, .. })));
+        // A sample without what it follows from.
+        let text = std::fs::read_to_string(with_bins(dir.path())).unwrap();
+        let path = dir.path().join("cut");
+        let without: Vec<&str> = text.lines().filter(|line| !line.starts_with("{\"bin\"")).collect();
+        std::fs::write(&path, without.join("\n")).unwrap();
+        assert!(matches!(replay(&path), Err(RecordingError::Fused { line: 2, .. })));
+    }
+
+    #[test]
+    fn sensors_that_disagreed_disagree_again_in_a_replay() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("recording");
+        let recorder = Recorder::create(&path, &Config::default()).unwrap();
+        for at in 1..=u64::from(2 * disagreement::WINDOW) {
+            let mut bin = bin(at);
+            bin.gpus[0].clients[0].raw.counters =
+                Some(CounterTotals { bytes_in: 10 << 20, ..CounterTotals::default() });
+            bin.gpus[0].clients[0].raw.probes = Some(UvmTotals::default());
+            recorder.record_bin(bin);
+        }
+        drop(recorder);
+        assert_eq!(replay(&path).unwrap().disagreements, 1);
+    }
+
+    #[test]
+    fn a_recording_of_the_format_before_still_replays() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = std::fs::read_to_string(recording(dir.path())).unwrap();
+        let old: Vec<String> = text
+            .replace(FORMAT, STEPS_ONLY)
+            .lines()
+            .map(|line| match line.strip_prefix("{\"step\":") {
+                Some(step) => step.strip_suffix('}').unwrap().to_owned(),
+                None => line.to_owned(),
+            })
+            .collect();
+        let path = dir.path().join("old");
+        std::fs::write(&path, old.join("\n")).unwrap();
+        assert_eq!(replay(&path).unwrap().inputs, 3);
+    }
+
+    #[test]
+    fn a_recording_of_a_later_format_is_refused_by_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = edited(&recording(dir.path()), FORMAT, "nvshare-recording-9");
+        let error = replay(&path).unwrap_err();
+        assert!(matches!(error, RecordingError::Version { .. }), "{error}");
+        assert!(error.to_string().contains("nvshare-recording-9"), "{error}");
     }
 
     #[test]

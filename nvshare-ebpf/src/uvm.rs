@@ -21,7 +21,7 @@ use nvshare_abi::{
 use crate::{
     health,
     maps::{CONFIG, COUNTERS, EVICTIONS, EVICTORS},
-    space,
+    shadow, space,
 };
 
 macro_rules! entry_points {
@@ -160,6 +160,7 @@ fn migration(layout: &EventLayout, events: u64, data: u64) -> Option<()> {
     let src: u32 = read(data, layout.migration_src)?;
     let bytes: u64 = read(data, layout.migration_bytes)?;
     let cause: u32 = read(data, layout.migration_cause)?;
+    let address: u64 = read(data, layout.migration_address)?;
     // Without a block it may be pageable memory, which moves in larger pieces.
     let fits = bytes <= BLOCK_BYTES || block == 0;
     if dst >= PROCESSORS
@@ -181,15 +182,26 @@ fn migration(layout: &EventLayout, events: u64, data: u64) -> Option<()> {
     {
         // SAFETY: `cause` is below the length of the array, which lies in a map value.
         unsafe { health::add((&raw mut (*counters).bytes_in).cast::<u64>().add(cause as usize), bytes) };
+        if bytes <= BLOCK_BYTES {
+            let by_fault = cause == MakeResidentCause::ReplayableFault.value()
+                || cause == MakeResidentCause::NonReplayableFault.value()
+                || cause == MakeResidentCause::Prefetch.value();
+            shadow::arrived(id, dst, address, bytes, by_fault);
+        }
     }
     if src != 0
         && let Some(counters) = counters(id, src)
     {
         // SAFETY: `cause` is below the length of the array, which lies in a map value.
         unsafe { health::add((&raw mut (*counters).bytes_out).cast::<u64>().add(cause as usize), bytes) };
-        if cause == MakeResidentCause::Eviction.value() && evicted_by_another(id, src, bytes) {
-            // SAFETY: the field lies in a map value.
-            unsafe { health::add(&raw mut (*counters).evicted_by_others, bytes) };
+        if cause == MakeResidentCause::Eviction.value() {
+            if bytes <= BLOCK_BYTES {
+                shadow::evicted(id, src, address, bytes);
+            }
+            if evicted_by_another(id, src, bytes) {
+                // SAFETY: the field lies in a map value.
+                unsafe { health::add(&raw mut (*counters).evicted_by_others, bytes) };
+            }
         }
     }
     Some(())

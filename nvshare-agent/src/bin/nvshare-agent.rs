@@ -56,7 +56,7 @@ struct RunArgs {
     /// What goes to the log on standard error, as in `info` or `nvshare_agent=debug`.
     #[arg(long, value_name = "FILTER", env = "NVSHARE_LOG", default_value = "info")]
     log: String,
-    /// Record the engine's inputs and decisions for `nvshare-agent replay`.
+    /// Record what the sensors say, the engine's inputs and its decisions for `nvshare-agent replay`.
     #[arg(long, value_name = "FILE")]
     record: Option<PathBuf>,
 }
@@ -83,8 +83,11 @@ fn main() -> ExitCode {
 }
 
 fn replay(file: &std::path::Path) -> Result<()> {
-    let recording::Replayed { inputs, outputs } = recording::replay(file)?;
-    println!("{}: {inputs} inputs, {outputs} decisions, all as recorded", file.display());
+    let recording::Replayed { bins, disagreements, inputs, outputs } = recording::replay(file)?;
+    println!(
+        "{}: {bins} bins of the sensors ({disagreements} windows of disagreement), {inputs} inputs, {outputs} decisions, all as recorded",
+        file.display()
+    );
     Ok(())
 }
 

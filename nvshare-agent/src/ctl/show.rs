@@ -8,6 +8,7 @@ use crate::{
     clients::client::ClientTotals,
     driver::PlanEvent,
     observe::{
+        fusion::disagreement::Disagreement,
         gaps::Gap,
         source::{SensorState, SensorStatus},
     },
@@ -256,6 +257,14 @@ pub fn doctor(report: &DoctorReport) -> String {
         }
     }
     text.push_str(&gaps(&report.gaps));
+    for Disagreement { sensor, with, figure, client, gpu, says, other_says } in &report.disagreements {
+        let _ = writeln!(
+            text,
+            "\nWARNING: {sensor} and {with} disagree on {} of {client} on {gpu}: {says} against {other_says} in the last window; \
+             one of them is wrong on this driver, please report it",
+            figure.as_str(),
+        );
+    }
     let _ = writeln!(text, "\n{}", report.verdict);
     text
 }

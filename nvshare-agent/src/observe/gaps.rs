@@ -24,7 +24,7 @@ struct Fact {
     instead: &'static str,
 }
 
-const FACTS: [Fact; 7] = [
+const FACTS: [Fact; 8] = [
     Fact {
         what: "what the driver moves for each program",
         told_by: &[SensorName::UvmKprobe, SensorName::UvmCounters],
@@ -37,8 +37,13 @@ const FACTS: [Fact; 7] = [
     },
     Fact {
         what: "why memory leaves the GPU",
-        told_by: &[SensorName::UvmKprobe],
+        told_by: &[SensorName::UvmKprobe, SensorName::UvmEvents],
         instead: "all that goes out counts as evicted, a program's own prefetches too",
+    },
+    Fact {
+        what: "which blocks leave and come back",
+        told_by: &[SensorName::UvmKprobe, SensorName::UvmEvents],
+        instead: "whether a program would have kept its memory alone is judged by what it allocated",
     },
     Fact {
         what: "how much of the time the GPU waits for the driver's fault service",

@@ -21,6 +21,7 @@ use std::{
 
 use nvshare_abi::tools::{self, Counter, TrackerLayout};
 use nvshare_core::{GpuId, Nanos};
+use serde::{Deserialize, Serialize};
 
 use super::{
     source::{SensorName, SensorStatus},
@@ -47,7 +48,8 @@ struct Counting {
 }
 
 /// What the driver counted since the tracker was opened.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct CounterTotals {
     /// Bytes from host to device.
     pub bytes_in: u64,

@@ -8,7 +8,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
-    clients::client::ClientTotals, driver::PlanEvent, observe::gaps::Gap, observe::source::SensorStatus,
+    clients::client::ClientTotals,
+    driver::PlanEvent,
+    observe::{
+        fusion::{Fused, disagreement::Disagreement},
+        gaps::Gap,
+        source::SensorStatus,
+    },
 };
 
 /// The longest request, in bytes.
@@ -160,6 +166,8 @@ pub struct GpuClientReport {
     pub grants: u64,
     /// What the driver did for it on this GPU.
     pub seen: ClientTotals,
+    /// The last bin's figures, each with who says it and how sure it is.
+    pub figures: Fused,
 }
 
 /// The answer to `clients`.
@@ -211,6 +219,8 @@ pub struct DoctorReport {
     pub sensors: Vec<SensorAdvice>,
     /// What none of them tells.
     pub gaps: Vec<Gap>,
+    /// Sensors that say different things of the same.
+    pub disagreements: Vec<Disagreement>,
     /// What the agent can do with them.
     pub verdict: String,
 }

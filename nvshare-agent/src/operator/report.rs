@@ -79,7 +79,7 @@ impl Desk {
                 status,
             })
             .collect();
-        DoctorReport { sensors, gaps, verdict }
+        DoctorReport { sensors, gaps, disagreements: self.sensors.disagreements(), verdict }
     }
 
     fn gpus(&self, seen: &Seen) -> Vec<GpuReport> {
@@ -129,6 +129,7 @@ fn gpu_client_report(view: &ClientView, gpu: &GpuView, client: Option<&Client>) 
         waited_s: view.waited.as_secs_f64(),
         grants: view.grants,
         seen: client.map(|client| client.totals(gpu.gpu)).unwrap_or_default(),
+        figures: client.map(|client| client.figures(gpu.gpu)).unwrap_or_default(),
     }
 }
 
@@ -160,6 +161,9 @@ fn sees(sensor: SensorName) -> &'static str {
     match sensor {
         SensorName::UvmKprobe => "faults, migrations by cause, evictions and for whom, per client",
         SensorName::UvmCounters => "faults and bytes moved, per client",
+        SensorName::UvmEvents => {
+            "why memory moves and which blocks, per client, in samples while pressure is suspected"
+        }
         SensorName::FaultThread => "share of time in which the driver serves faults, per GPU",
         SensorName::Xid => "GPU errors",
         SensorName::CudaUprobe => "processes that use CUDA without the shim",
@@ -182,6 +186,9 @@ fn advice(status: &SensorStatus) -> Option<String> {
         }
         SensorName::UvmCounters => {
             "start a program under nvshare: it hands over its descriptor; the agent must be able to open the driver's nvidia-uvm-tools device"
+        }
+        SensorName::UvmEvents => {
+            "start a program under nvshare: it hands over its descriptor; the driver must be of a known version"
         }
         SensorName::FaultThread => {
             "run the agent as root (or with CAP_BPF and CAP_PERFMON); the thread appears with the first CUDA program"
