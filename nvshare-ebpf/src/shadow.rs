@@ -12,7 +12,7 @@
 
 use nvshare_abi::{
     maps::{BlockFigures, Shadow, SpaceId, figures_index, shadow_index},
-    uvm::BLOCK_BYTES,
+    uvm::{BLOCK_BYTES, PAGE_BYTES},
 };
 
 use crate::{
@@ -23,23 +23,38 @@ use crate::{
 /// Memory of a block was evicted.
 #[inline(always)]
 pub(crate) fn evicted(space: SpaceId, processor: u32, address: u64, bytes: u64) {
-    let Some((_, figures)) = figures(space, processor) else { return };
+    let Some((at, figures)) = figures(space, processor) else { return };
     // SAFETY: the field lies in a map value.
     unsafe { health::add(&raw mut (*figures).evicted, bytes) };
     // SAFETY: as above; a neighbour's addition may be included, which lengthens the distance by less than a block.
     let evicted = unsafe { (*figures).evicted };
     let (index, tag) = shadow_index(space, address / BLOCK_BYTES);
-    if let Some(shadow) = SHADOWS.get_ptr_mut(index) {
-        // SAFETY: a map value; the driver moves one block on one CPU at a time, and a race with another block of the same
-        // entry loses one of the two.
-        let shadow = unsafe { &mut *shadow };
-        if shadow.tag == tag && u64::from(shadow.bytes) + bytes <= BLOCK_BYTES {
-            // The rest of a block that leaves in pieces.
-            shadow.bytes += bytes as u32;
-        } else {
-            *shadow = Shadow { evicted, tag, bytes: bytes.min(BLOCK_BYTES) as u32 };
-        }
+    let Some(shadow) = SHADOWS.get_ptr_mut(index) else { return };
+    // SAFETY: a map value; the driver moves one block on one CPU at a time, and a race with another block of the same entry
+    // loses one of the two.
+    let shadow = unsafe { &mut *shadow };
+    if shadow.tag == tag {
+        // The rest of a block that leaves in pieces, or a return that was not seen: the older distance is longer.
+        let more = bytes.min(BLOCK_BYTES.saturating_sub(out(shadow)));
+        shadow.pages += (more / PAGE_BYTES) as u16;
+        // SAFETY: the field lies in a map value.
+        unsafe { health::add(&raw mut (*figures).returned, bytes - more) };
+        return;
     }
+    if shadow.pages != 0
+        && let Some(figures) = BLOCKS.get_ptr_mut(shadow.figures.into())
+    {
+        // SAFETY: the field lies in a map value. A space that took the place of the owner meanwhile has little by little
+        // less out, which makes it look larger.
+        unsafe { health::add(&raw mut (*figures).returned, out(shadow)) };
+    }
+    *shadow = Shadow { evicted, tag, pages: (bytes / PAGE_BYTES) as u16, figures: at as u16 };
+}
+
+/// The bytes of a shadow.
+#[inline(always)]
+fn out(shadow: &Shadow) -> u64 {
+    u64::from(shadow.pages) * PAGE_BYTES
 }
 
 /// Memory of a block came to the GPU, because of a fault or not.
@@ -50,11 +65,15 @@ pub(crate) fn arrived(space: SpaceId, processor: u32, address: u64, bytes: u64, 
     let Some(shadow) = SHADOWS.get_ptr_mut(index) else { return };
     // SAFETY: as above.
     let shadow = unsafe { &mut *shadow };
-    if shadow.tag != tag || shadow.bytes == 0 {
+    if shadow.tag != tag || shadow.pages == 0 {
         return;
     }
-    let back = bytes.min(u64::from(shadow.bytes));
-    shadow.bytes -= back as u32;
+    let back = bytes.min(out(shadow));
+    shadow.pages -= (back / PAGE_BYTES) as u16;
+    if shadow.pages == 0 {
+        // What leaves next begins a new distance.
+        shadow.tag = 0;
+    }
     // SAFETY: the fields lie in a map value; only additions of others may come between.
     let (evicted, returned) = unsafe { ((*figures).evicted, (*figures).returned) };
     let distance = evicted.wrapping_sub(shadow.evicted);

@@ -54,6 +54,8 @@ pub struct Blocks {
     shadows: BTreeMap<u64, Shadow>,
     evicted: u64,
     out: u64,
+    /// Of what is out, what may have been freed.
+    freed: u64,
     /// Evictions that found no room.
     pub lost: u64,
 }
@@ -106,7 +108,7 @@ impl Blocks {
     pub fn faulted(&mut self, address: u64, bytes: Bytes, holding: Holding) -> Refault {
         let mut refault = Refault::default();
         for (block, bytes) in parts(address, bytes) {
-            let resident = holding.managed.0.saturating_sub(self.out);
+            let resident = holding.managed.0.saturating_sub(self.out - self.freed);
             let Some((shadow, back)) = self.take(block, bytes) else { continue };
             let distance = self.evicted - shadow.evicted;
             let needed = distance.saturating_add(resident).saturating_add(back);
@@ -124,6 +126,11 @@ impl Blocks {
         self.evicted = self.evicted.saturating_add(evicted.0);
     }
 
+    /// The client freed this much, which may have been on the GPU or not.
+    pub fn freed(&mut self, bytes: Bytes) {
+        self.freed = self.freed.saturating_add(bytes.0).min(self.out);
+    }
+
     /// Bytes that are known to be off the GPU.
     pub fn out(&self) -> Bytes {
         Bytes(self.out)
@@ -135,6 +142,7 @@ impl Blocks {
         let shadow = *entry.get();
         let back = bytes.min(shadow.out);
         self.out -= back;
+        self.freed = self.freed.min(self.out);
         if back == shadow.out {
             entry.remove();
         } else {
@@ -252,6 +260,24 @@ mod tests {
         let blind = Holding { managed: BLOCK, capacity: None };
         blocks.evicted(0, BLOCK);
         assert_eq!(blocks.faulted(0, BLOCK, blind).own, BLOCK, "nobody knows what fits");
+    }
+
+    #[test]
+    fn memory_that_was_freed_while_it_was_out_leaves_no_room_behind() {
+        let holding = Holding { managed: Bytes(5 * BLOCK_BYTES), capacity: Some(Bytes(8 * BLOCK_BYTES)) };
+        let evict = |freed: u64| {
+            let mut blocks = Blocks::default();
+            for block in 0..6 {
+                blocks.evicted(block * BLOCK_BYTES, BLOCK);
+            }
+            blocks.freed(Bytes(freed * BLOCK_BYTES));
+            blocks.faulted(0, BLOCK, holding)
+        };
+        // Five blocks left since, and nothing of the five that it has is thought to be on the GPU.
+        assert_eq!(evict(0).curable, BLOCK);
+        // Of the six that are out, all may be gone; what it has may be on the GPU.
+        assert_eq!(evict(6).own, BLOCK);
+        assert_eq!(evict(u64::MAX / BLOCK_BYTES).own, BLOCK);
     }
 
     #[test]

@@ -55,6 +55,9 @@ struct Previous {
     counters: CounterTotals,
     uvm: UvmTotals,
     blocks: BlockTotals,
+    managed: Bytes,
+    /// Of what is off the GPU by the probes, what may have been freed.
+    freed: Bytes,
 }
 
 /// The running thread.
@@ -153,8 +156,10 @@ impl Sampler {
                     managed: activity.unwrap_or_default().managed,
                     capacity: known.capacity(),
                 };
+                let freed = self.freed(client, gpu, holding.managed, &reading);
                 if let Some(capacity) = holding.capacity {
-                    room.insert((client.identity.pid, gpu), signed(capacity) - signed(holding.managed));
+                    let beside = signed(capacity) - signed(holding.managed) - signed(freed);
+                    room.insert((client.identity.pid, gpu), beside);
                 }
                 on_gpu.push(self.client(client, gpu, &reading, found.by_client.get(&client.id), holding));
             }
@@ -236,6 +241,19 @@ impl Sampler {
             .with_label_values(&[&gpu.to_string()])
             .inc_by(busy.as_secs_f64());
         Some(busy)
+    }
+
+    /// What of a client's memory may have been freed while it was off the GPU.
+    fn freed(&mut self, client: &Client, gpu: GpuId, managed: Bytes, reading: &BpfReading) -> Bytes {
+        let previous = self.previous.entry((client.id, gpu)).or_default();
+        let freed = std::mem::replace(&mut previous.managed, managed).saturating_sub(managed);
+        if let Some(blocks) = self.blocks.get_mut(&(client.id, gpu)) {
+            blocks.freed(freed);
+        }
+        let seen = reading.uvm.as_ref().and_then(|uvm| uvm.blocks.get(&(client.identity.pid, gpu)));
+        let out = seen.map_or(Bytes::ZERO, |seen| seen.evicted.saturating_sub(seen.returned));
+        previous.freed = (previous.freed + freed).min(out);
+        previous.freed
     }
 
     /// What all sources say of a client on a GPU since the last bin.

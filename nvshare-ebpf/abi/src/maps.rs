@@ -205,8 +205,10 @@ pub struct Shadow {
     pub evicted: u64,
     /// Tells it from other blocks of this entry.
     pub tag: u32,
-    /// Bytes of it that are still out.
-    pub bytes: u32,
+    /// Pages of it that are still out.
+    pub pages: u16,
+    /// Where its owner's figures are.
+    pub figures: u16,
 }
 
 /// What happened to the blocks of one space on one GPU.
@@ -221,7 +223,7 @@ pub struct BlockFigures {
     pub reserved: u32,
     /// Evicted bytes.
     pub evicted: u64,
-    /// Of these, the bytes that came back, for whatever cause.
+    /// Of these, the bytes that came back, for whatever cause, or of which nothing is remembered any more.
     pub returned: u64,
     /// Of the returned ones, those that faults brought back and that the owner would have kept alone.
     pub curable: u64,

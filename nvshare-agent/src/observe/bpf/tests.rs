@@ -18,7 +18,10 @@ use self::driver::{BLOCK, FakeDriver, Tenant, cuda, thread_cpu_time};
 use super::Bpf;
 use crate::{
     clock,
-    observe::source::{SensorName, SensorState, UvmTotals},
+    observe::{
+        blocks::{Blocks, Holding, Refault},
+        source::{BlockTotals, SensorName, SensorState, UvmTotals},
+    },
 };
 
 const GPU: GpuId = GpuId([0x11; 16]);
@@ -191,6 +194,79 @@ fn evictions_are_charged_to_whoever_faulted() {
     let _first = bpf.read();
     assert_eq!(bpf.read().uvm.unwrap().evictions, pairs.into());
     b.end();
+}
+
+/// The programs and the model of them see the same events, those of a client beside others that push it out.
+#[test]
+fn refaults_are_judged_by_the_owners_own_distance_as_the_model_does() {
+    const BLOCKS: u64 = 40;
+    let Some(_turn) = turn() else { return };
+    let driver = FakeDriver::new(DriverVersion::new(580, 126, 20));
+    driver.add_gpu(1, GPU);
+    let mut bpf = Bpf::attach(&driver.options());
+    let space = driver.begin_space(0x4000, 0x4008);
+    let own = std::process::id();
+    let (managed, capacity) = (Bytes(BLOCKS * BLOCK), Bytes(44 * BLOCK));
+    let holding = Holding { managed, capacity: Some(capacity) };
+    let mut model = Blocks::default();
+    let mut expected = BlockTotals::default();
+    let seed = u64::from(own) ^ clock::now().0;
+    eprintln!("seed {seed}");
+    let mut state = seed | 1;
+    let mut random = |below: u64| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state % below
+    };
+    let gpu = Processor(1);
+    // Before anything is said about room, nothing is judged.
+    let moved = |dst, src, block: u64, part: u64, cause| Event::Migration {
+        dst,
+        src,
+        address: 0x7000_0000_0000 + block * BLOCK + part * (BLOCK / 2),
+        bytes: BLOCK / 2,
+        copy: false,
+        cause,
+    };
+    driver.notify(space, moved(Processor::CPU, gpu, 99, 0, MakeResidentCause::Eviction));
+    driver.notify(space, moved(gpu, Processor::CPU, 99, 0, MakeResidentCause::ReplayableFault));
+    model.evicted(99 * BLOCK, Bytes(BLOCK / 2));
+    model.brought(99 * BLOCK, Bytes(BLOCK / 2));
+    expected.unjudged += Bytes(BLOCK / 2);
+    bpf.set_room([((own, GPU), (capacity.0 - managed.0) as i64)].into());
+    assert_eq!(bpf.read().uvm.unwrap().blocks[&(own, GPU)].unjudged, expected.unjudged);
+
+    for _ in 0..4000 {
+        let (block, part) = (random(BLOCKS), random(2));
+        let at = 0x7000_0000_0000 + block * BLOCK + part * (BLOCK / 2);
+        let half = Bytes(BLOCK / 2);
+        match random(8) {
+            0..=3 => {
+                driver.notify(space, moved(Processor::CPU, gpu, block, part, MakeResidentCause::Eviction));
+                model.evicted(at, half);
+            }
+            4 => {
+                driver.notify(space, moved(gpu, Processor::CPU, block, part, MakeResidentCause::ApiMigrate));
+                model.brought(at, half);
+            }
+            cause => {
+                let cause =
+                    [MakeResidentCause::ReplayableFault, MakeResidentCause::Prefetch][cause as usize % 2];
+                driver.notify(space, moved(gpu, Processor::CPU, block, part, cause));
+                let Refault { curable, own } = model.faulted(at, half, holding);
+                expected.curable += curable;
+                expected.own += own;
+            }
+        }
+    }
+    let seen = bpf.read().uvm.unwrap().blocks[&(own, GPU)];
+    assert_eq!((seen.curable, seen.own, seen.unjudged), (expected.curable, expected.own, expected.unjudged));
+    assert!(seen.curable > Bytes::ZERO && seen.own > Bytes::ZERO, "{seen:?}");
+    driver.end_space(space);
+    // The figures of a space that has ended stay with its process.
+    let _retired = bpf.read();
+    assert_eq!(bpf.read().uvm.unwrap().blocks[&(own, GPU)], seen);
 }
 
 #[test]
