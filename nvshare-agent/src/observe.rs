@@ -2,6 +2,7 @@
 
 pub mod blocks;
 pub mod bpf;
+pub mod btf;
 pub mod fusion;
 pub mod gaps;
 pub mod gpus;

@@ -15,6 +15,8 @@ pub struct DriverConfig {
     pub proc_dir: PathBuf,
     /// Directory of the loaded module, holds `version`.
     pub module_dir: PathBuf,
+    /// Directory where the kernel shows type information, for drivers newer than this agent.
+    pub btf_dir: PathBuf,
     /// The CUDA driver library for the `cuda-uprobe` sensor; absent: found through the loader cache.
     pub libcuda: Option<PathBuf>,
     /// The management library; absent: found by the loader.
@@ -33,6 +35,7 @@ impl Default for DriverConfig {
             dev_dir: "/dev".into(),
             proc_dir: "/proc/driver".into(),
             module_dir: "/sys/module/nvidia_uvm".into(),
+            btf_dir: "/sys/kernel/btf".into(),
             libcuda: None,
             nvml: None,
             fault_threads: None,

@@ -313,6 +313,20 @@ fn a_driver_of_an_unknown_branch_is_refused_by_name_and_a_known_one_that_follows
     let mut bpf = Bpf::attach(&driver.options());
     let SensorState::Unavailable(reason) = state(&bpf, SensorName::UvmKprobe) else { panic!("attached") };
     assert!(reason.contains("700.01"), "{reason}");
+    // Where its own types tell the layout, it is taken.
+    let mut options = driver.options();
+    options.driver.btf_dir = driver.write_types();
+    let mut by_types = Bpf::attach(&options);
+    let SensorState::Attached(detail) = state(&by_types, SensorName::UvmKprobe) else {
+        panic!("not attached: {:?}", state(&by_types, SensorName::UvmKprobe))
+    };
+    assert!(detail.contains("the module itself tells"), "{detail}");
+    let space = driver.begin_space(0x6000, 0x6008);
+    driver.notify(space, migration(Processor(1), Processor::CPU, 4096, MakeResidentCause::Prefetch));
+    let seen = by_types.read().uvm.unwrap().clients[&(std::process::id(), GPU)];
+    assert_eq!(seen.bytes_in, Bytes(4096));
+    driver.end_space(space);
+    drop(by_types);
     driver.replace(DriverVersion::new(535, 288, 1));
     bpf.refresh();
     let SensorState::Attached(detail) = state(&bpf, SensorName::UvmKprobe) else { panic!("not attached") };

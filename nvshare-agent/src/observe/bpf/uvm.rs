@@ -37,7 +37,10 @@ use super::{
 };
 use crate::{
     config::DriverConfig,
-    observe::source::{BlockTotals, SensorState, UvmReading, UvmTotals},
+    observe::{
+        btf,
+        source::{BlockTotals, SensorState, UvmReading, UvmTotals},
+    },
 };
 
 /// One function to probe: its names in the order of preference, and the programs for a kprobe and a uprobe.
@@ -208,11 +211,18 @@ impl UvmProbes {
                 driver.proc_dir.join("nvidia/version").display()
             )
         })?;
-        let layout = EventLayout::of(version).ok_or_else(|| {
-            format!(
-                "the event layout of driver {version} is not known to this agent; a newer agent may know it"
-            )
-        })?;
+        let (layout, from) = match EventLayout::of(version) {
+            Some(layout) => (layout, ""),
+            None => match btf::event_layout_in(&driver.btf_dir) {
+                Ok(layout) => (layout, ", whose event layout the module itself tells"),
+                Err(reason) => {
+                    return Err(format!(
+                        "the event layout of driver {version} is not known to this agent, and the module does not tell it \
+                         ({reason}); a newer agent may know it"
+                    ));
+                }
+            },
+        };
         maps.configure(&Config { layout_known: 1, reserved: 0, layout })?;
         self.version = Some(version);
         self.health = maps.health();
@@ -224,10 +234,10 @@ impl UvmProbes {
             }
         }
         Ok(if on_module {
-            format!("kprobes on nvidia_uvm {version}")
+            format!("kprobes on nvidia_uvm {version}{from}")
         } else {
             format!(
-                "uprobes on {} file(s) with the functions of nvidia_uvm {version}",
+                "uprobes on {} file(s) with the functions of nvidia_uvm {version}{from}",
                 driver.uvm_objects.len()
             )
         })
