@@ -182,26 +182,27 @@ fn migration(layout: &EventLayout, events: u64, data: u64) -> Option<()> {
     {
         // SAFETY: `cause` is below the length of the array, which lies in a map value.
         unsafe { health::add((&raw mut (*counters).bytes_in).cast::<u64>().add(cause as usize), bytes) };
-        if bytes <= BLOCK_BYTES {
-            let by_fault = cause == MakeResidentCause::ReplayableFault.value()
-                || cause == MakeResidentCause::NonReplayableFault.value()
-                || cause == MakeResidentCause::Prefetch.value();
-            shadow::arrived(id, dst, address, bytes, by_fault);
-        }
     }
     if src != 0
         && let Some(counters) = counters(id, src)
     {
         // SAFETY: `cause` is below the length of the array, which lies in a map value.
         unsafe { health::add((&raw mut (*counters).bytes_out).cast::<u64>().add(cause as usize), bytes) };
-        if cause == MakeResidentCause::Eviction.value() {
-            if bytes <= BLOCK_BYTES {
-                shadow::evicted(id, src, address, bytes);
-            }
-            if evicted_by_another(id, src, bytes) {
-                // SAFETY: the field lies in a map value.
-                unsafe { health::add(&raw mut (*counters).evicted_by_others, bytes) };
-            }
+        if cause == MakeResidentCause::Eviction.value() && evicted_by_another(id, src, bytes) {
+            // SAFETY: the field lies in a map value.
+            unsafe { health::add(&raw mut (*counters).evicted_by_others, bytes) };
+        }
+    }
+    // Last: in between, older verifiers lose sight of the bounds of `cause`.
+    if bytes <= BLOCK_BYTES {
+        if src != 0 && cause == MakeResidentCause::Eviction.value() {
+            shadow::evicted(id, src, address, bytes);
+        }
+        if dst != 0 {
+            let by_fault = cause == MakeResidentCause::ReplayableFault.value()
+                || cause == MakeResidentCause::NonReplayableFault.value()
+                || cause == MakeResidentCause::Prefetch.value();
+            shadow::arrived(id, dst, address, bytes, by_fault);
         }
     }
     Some(())

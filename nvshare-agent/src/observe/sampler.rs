@@ -164,9 +164,9 @@ impl Sampler {
                 on_gpu.push(self.client(client, gpu, &reading, found.by_client.get(&client.id), holding));
             }
             let fault_busy = self.fault_busy(gpu, &reading);
-            let of_gpu = RawGpu { gpu, interval, fault_busy, clients: on_gpu };
-            facts.push(Input::Sample { gpu, sample: of_gpu.sample() });
-            raw.gpus.push(of_gpu);
+            let said = RawGpu { gpu, interval, fault_busy, clients: on_gpu };
+            facts.push(Input::Sample { gpu, sample: said.sample() });
+            raw.gpus.push(said);
         }
         self.bpf.set_room(room);
         let alive: BTreeSet<ClientId> = clients.iter().map(|client| client.id).collect();

@@ -215,13 +215,13 @@ impl UvmEvents {
             client.open_queue(|descriptor| {
                 EventQueue::open(&self.driver, descriptor).inspect_err(|error| self.failed(error)).ok()
             });
-            let begun = client.queue(|queue, _| {
+            let switched = client.queue(|queue, _| {
                 queue.switch(true)?;
                 // What an earlier sample left belongs to nobody's bin.
                 queue.drain();
                 Ok(())
             });
-            if let Some(Err(error)) = begun {
+            if let Some(Err(error)) = switched {
                 self.failed(&error);
             }
         }

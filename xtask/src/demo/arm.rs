@@ -131,7 +131,7 @@ impl Arm {
         telling.follow(&events)?;
         let doctor = agent.ctl_json(&["doctor", "--json"])?;
         let gaps = doctor["gaps"].as_array().context("doctor names no gaps")?;
-        let gaps = gaps.iter().map(|gap| gap_text(gap)).collect::<Result<_>>()?;
+        let gaps = gaps.iter().map(gap_text).collect::<Result<_>>()?;
         Ok(Self {
             makespan_s: (end_ms - telling.start_ms) / 1e3,
             stopped: !all_done,

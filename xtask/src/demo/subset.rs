@@ -114,10 +114,13 @@ impl Subset {
     /// What is added to the agent's configuration.
     fn tables(&self) -> String {
         let mut tables = String::from("[sensors]\n");
-        tables.extend(self.off.iter().map(|name| format!("{name} = false\n")));
+        for name in &self.off {
+            tables.extend([name.as_str(), " = false\n"]);
+        }
         if !self.has("nvml") {
             // The administrator says what NVML would have said.
-            tables.push_str(&format!("[gpu]\nusable_memory = \"{}\"\n", SimulatorOptions::default().memory));
+            let memory = SimulatorOptions::default().memory;
+            tables.extend(["[gpu]\nusable_memory = \"", &memory, "\"\n"]);
         }
         tables
     }

@@ -185,11 +185,11 @@ fn tracker_from(
         |offset: usize| parameters.get(offset..offset + 8).map_or(0, bytemuck::pod_read_unaligned::<u64>);
     let version = match (layout.version.map(u32_at), call.number) {
         (None, INIT_EVENT_TRACKER) | (Some(1), _) => QueueVersion::V1,
-        (None, _) | (Some(2), _) => QueueVersion::V2,
+        (None | Some(2), _) => QueueVersion::V2,
         (Some(_), _) => return Ok(Status::INVALID_ARGUMENT),
     };
     let entries = u64_at(QUEUE_ENTRIES);
-    if entries != 0 && (entries < 2 || entries > 1 << 24 || !entries.is_power_of_two()) {
+    if entries != 0 && !((2..=1 << 24).contains(&entries) && entries.is_power_of_two()) {
         return Ok(Status::INVALID_ARGUMENT);
     }
     let card = if u32_at(ALL_PROCESSORS) == 0 {
