@@ -179,21 +179,22 @@ fn migration(layout: &EventLayout, events: u64, data: u64) -> Option<()> {
     }
     if dst != 0
         && let Some(counters) = counters(id, dst)
+        && let Some(cause) = index(cause)
     {
         // SAFETY: `cause` is below the length of the array, which lies in a map value.
-        unsafe { health::add((&raw mut (*counters).bytes_in).cast::<u64>().add(cause as usize), bytes) };
+        unsafe { health::add((&raw mut (*counters).bytes_in).cast::<u64>().add(cause), bytes) };
     }
     if src != 0
         && let Some(counters) = counters(id, src)
+        && let Some(at) = index(cause)
     {
-        // SAFETY: `cause` is below the length of the array, which lies in a map value.
-        unsafe { health::add((&raw mut (*counters).bytes_out).cast::<u64>().add(cause as usize), bytes) };
+        // SAFETY: `at` is below the length of the array, which lies in a map value.
+        unsafe { health::add((&raw mut (*counters).bytes_out).cast::<u64>().add(at), bytes) };
         if cause == MakeResidentCause::Eviction.value() && evicted_by_another(id, src, bytes) {
             // SAFETY: the field lies in a map value.
             unsafe { health::add(&raw mut (*counters).evicted_by_others, bytes) };
         }
     }
-    // Last: in between, older verifiers lose sight of the bounds of `cause`.
     if bytes <= BLOCK_BYTES {
         if src != 0 && cause == MakeResidentCause::Eviction.value() {
             shadow::evicted(id, src, address, bytes);
@@ -206,6 +207,15 @@ fn migration(layout: &EventLayout, events: u64, data: u64) -> Option<()> {
         }
     }
     Some(())
+}
+
+/// A cause as an index. That it is in bounds is known to the compiler, but not to an older verifier once the number was
+/// put aside, so it is looked at again where it is used.
+#[inline(always)]
+fn index(cause: u32) -> Option<usize> {
+    // SAFETY: a variable of this function.
+    let cause = unsafe { core::ptr::read_volatile(&raw const cause) } as usize;
+    (cause < MakeResidentCause::COUNT).then_some(cause)
 }
 
 /// Notes on whose behalf bytes of `victim` are evicted here, and whether that is somebody else.
