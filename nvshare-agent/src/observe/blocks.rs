@@ -195,18 +195,16 @@ mod tests {
         fn run(mut self, rounds: usize, slice: u64) -> Vec<u64> {
             let mut at = vec![0; self.clients.len()];
             for _ in 0..rounds {
-                for client in 0..self.clients.len() {
+                for (client, at) in at.iter_mut().enumerate() {
                     for _ in 0..slice {
-                        let block = at[client] % self.clients[client].1;
+                        let block = *at % self.clients[client].1;
                         self.touch(client, block);
-                        at[client] += 1;
+                        *at += 1;
                     }
                 }
             }
-            let share = |seen: &Refault| {
-                let all = (seen.curable + seen.own).0;
-                if all == 0 { 0 } else { seen.curable.0 * 100 / all }
-            };
+            let share =
+                |seen: &Refault| (seen.curable.0 * 100).checked_div((seen.curable + seen.own).0).unwrap_or(0);
             self.clients.iter().map(|(_, _, seen)| share(seen)).collect()
         }
     }

@@ -406,6 +406,11 @@ pub(crate) mod tests {
         writer.bytes()
     }
 
+    /// Members that there are.
+    fn there(members: &[(&'static str, u32, u32)]) -> Vec<(&'static str, u32, u32)> {
+        members.iter().filter(|(.., offset)| *offset != ABSENT).copied().collect()
+    }
+
     /// A module's with events of this layout, behind [`kernel`].
     pub(crate) fn module(layout: &EventLayout) -> Vec<u8> {
         let kernel = kernel();
@@ -413,9 +418,6 @@ pub(crate) mod tests {
         let mut w = Writer::after(kernel.types.len() as u32, kernel.strings.len() as u32);
         // The first type of the kernel.
         let int = 1;
-        fn there(members: &[(&'static str, u32, u32)]) -> Vec<(&'static str, u32, u32)> {
-            members.iter().filter(|(.., offset)| *offset != ABSENT).copied().collect()
-        }
         let l = layout;
         let inner = l.fault_gpu_entry.min(l.fault_cpu_va);
         let within = |offset: u32| if offset == ABSENT { ABSENT } else { offset - inner };
@@ -542,8 +544,7 @@ pub(crate) mod tests {
         for length in 0..good.len() {
             let _cut = read(&good[..length]);
         }
-        let seed =
-            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64;
+        let seed = crate::clock::now().0;
         eprintln!("seed {seed}");
         let mut state = seed | 1;
         let mut random = |below: usize| {

@@ -89,9 +89,12 @@ mod tests {
     fn with(attached: &[SensorName]) -> Vec<String> {
         let sensors: Vec<SensorStatus> = SensorName::ALL
             .into_iter()
-            .map(|name| match attached.contains(&name) {
-                true => SensorStatus::attached(name, ""),
-                false => SensorStatus::unavailable(name, "switched off"),
+            .map(|name| {
+                if attached.contains(&name) {
+                    SensorStatus::attached(name, "")
+                } else {
+                    SensorStatus::unavailable(name, "switched off")
+                }
             })
             .collect();
         gaps(&sensors).into_iter().map(|gap| gap.unknown).collect()

@@ -260,13 +260,16 @@ fn refaults_are_judged_by_the_owners_own_distance_as_the_model_does() {
             }
         }
     }
-    let seen = bpf.read().uvm.unwrap().blocks[&(own, GPU)];
-    assert_eq!((seen.curable, seen.own, seen.unjudged), (expected.curable, expected.own, expected.unjudged));
-    assert!(seen.curable > Bytes::ZERO && seen.own > Bytes::ZERO, "{seen:?}");
+    let found = bpf.read().uvm.unwrap().blocks[&(own, GPU)];
+    assert_eq!(
+        (found.curable, found.own, found.unjudged),
+        (expected.curable, expected.own, expected.unjudged)
+    );
+    assert!(found.curable > Bytes::ZERO && found.own > Bytes::ZERO, "{found:?}");
     driver.end_space(space);
     // The figures of a space that has ended stay with its process.
     let _retired = bpf.read();
-    assert_eq!(bpf.read().uvm.unwrap().blocks[&(own, GPU)], seen);
+    assert_eq!(bpf.read().uvm.unwrap().blocks[&(own, GPU)], found);
 }
 
 #[test]

@@ -294,7 +294,7 @@ mod tests {
         let sampled = |seen: u64, dropped: u64| {
             move |index: u32| Raw {
                 probes: None,
-                events: (index % 10 == 0).then_some(EventSample { dropped, ..events(seen) }),
+                events: index.is_multiple_of(10).then_some(EventSample { dropped, ..events(seen) }),
                 ..bin(100 * MIB, 0)
             }
         };
