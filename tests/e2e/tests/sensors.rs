@@ -3,6 +3,7 @@
 use std::{
     path::{Path, PathBuf},
     process::Command,
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -11,6 +12,13 @@ use nvshare_tests::{Agent, Binaries, Simulator, SimulatorOptions, Workload, Work
 use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_mins(1);
+
+/// Probes on the simulator's file see every simulator that runs from it, and their VA spaces have the same addresses; so the
+/// tests here take turns.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A simulated host, an agent with further configuration that records, and programs.
 struct Watched {
@@ -80,6 +88,7 @@ impl Watched {
 
 #[test]
 fn sampled_events_tell_what_was_evicted_where_there_are_no_probes() -> Result<()> {
+    let _turn = turn();
     // Both layouts of the queue.
     for driver in ["580.126.20", "535.288.01"] {
         let tables = "[sensors]\nuvm-kprobe = false\n[sampling]\nduty = 0.9\n";
@@ -117,6 +126,7 @@ fn sampled_events_tell_what_was_evicted_where_there_are_no_probes() -> Result<()
 
 #[test]
 fn probes_judge_single_blocks_and_agree_with_the_counters() -> Result<()> {
+    let _turn = turn();
     let watched = Watched::open("580.126.20", "")?;
     if watched.sensor("uvm-kprobe")?["state"].get("attached").is_none() {
         let why = "the probes are not attached (root is needed)";
