@@ -8,14 +8,20 @@ use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    clients::{listener, registry::Registry, session::Hub},
+    clients::{
+        admission::{Admission, LogBudget},
+        listener,
+        registry::Registry,
+        session::Hub,
+    },
     clock,
-    config::{Config, MetricsListen},
+    config::{Config, MetricsListen, overrides::Overrides},
     driver::{self, Command},
     metrics::Metrics,
     observe::{
         bpf::Bpf,
         gpus::Gpus,
+        hazards::Hazards,
         nvml::NvmlSource,
         sampler::{self, Sampler},
         sensors::Sensors,
@@ -23,7 +29,14 @@ use crate::{
         uvm_counters::UvmCounters,
         uvm_events::{EventSampler, UvmEvents},
     },
-    operator::{control, http, report::Desk},
+    operator::{
+        control,
+        history::{self, History},
+        http,
+        report::Desk,
+        settings::Settings,
+    },
+    pods::Pods,
     recording::Recorder,
     run_dir::RunDir,
 };
@@ -38,18 +51,27 @@ pub struct Options {
     pub config: Config,
     /// Where to record the engine's inputs and decisions.
     pub record: Option<PathBuf>,
+    /// Where what operators change is kept, and what was kept there.
+    pub overrides: (Option<PathBuf>, Overrides),
 }
 
 /// Runs the agent until `shutdown` is cancelled.
 pub async fn run(options: Options, shutdown: CancellationToken) -> Result<()> {
-    let Options { config, record } = options;
+    let Options { config, record, overrides: (overrides_file, overrides) } = options;
     let started = clock::now();
     raise_descriptor_limit();
-    let run_dir = RunDir::claim(&config.listen.run_dir)?;
+    let pods = Arc::new(Pods::new(&config.pods)?);
+    let run_dir = RunDir::claim(&config.listen.run_dir, config.listen.control_dir.as_deref())?;
     let metrics = Arc::new(Metrics::new().context("cannot set up the metrics")?);
     let http = listen_http(config.listen.metrics).await?;
-    let recorder = record.map(|path| Recorder::create(&path, &config.engine.to_core())).transpose()?;
-    let driver = driver::start(config.engine.to_core(), Arc::clone(&metrics), recorder);
+    let orders = overrides.orders();
+    let settings = Arc::new(Settings::new(config.engine.clone(), overrides_file, overrides));
+    let engine = settings.engine().to_core();
+    let recorder = record.map(|path| Recorder::create(&path, &engine)).transpose()?;
+    let driver = driver::start(engine, Arc::clone(&metrics), recorder);
+    for order in orders {
+        driver.order(order).await?;
+    }
 
     let nvml = NvmlSource::start(config.driver.nvml.clone(), config.sensors.nvml);
     let bpf_options = BpfOptions {
@@ -65,11 +87,16 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<()> {
 
     let gpus = Arc::new(Gpus::new(config.gpu.usable_memory));
     let hub = Arc::new(Hub {
-        registry: Registry::new(config.listen.max_clients, config.listen.max_clients_per_uid),
+        registry: Registry::new(&config.listen),
+        admission: Admission::new(&config.listen),
+        log_budget: LogBudget::default(),
+        hazards: Hazards::default(),
         driver: driver.clone(),
         metrics,
         counters: Arc::new(UvmCounters::new(config.driver.clone(), config.sensors.uvm_counters)),
         gpus,
+        settings,
+        pods: Arc::clone(&pods),
     });
     let events = Arc::new(UvmEvents::new(config.driver.clone(), config.sensors.uvm_events));
     let event_sampler = EventSampler::start(Arc::clone(&events), &config.sampling, sampler::PERIOD)
@@ -81,12 +108,20 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<()> {
         .start()
         .context("cannot start the sampler's thread")?;
     let address = http.as_ref().and_then(|http| http.local_addr().ok());
-    let desk = Arc::new(Desk { hub: Arc::clone(&hub), sensors, started, metrics: address });
+    let desk = Arc::new(Desk {
+        hub: Arc::clone(&hub),
+        sensors,
+        started,
+        metrics: address,
+        history: History::default(),
+    });
 
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
     tasks.spawn(listener::serve(run_dir.clients()?, hub, stop.clone()));
+    tasks.spawn(pods.keep(stop.clone()));
     tasks.spawn(control::serve(run_dir.control()?, Arc::clone(&desk), stop.clone()));
+    tasks.spawn(history::keep(Arc::clone(&desk), stop.clone()));
     if let Some(http) = http {
         tasks.spawn(http::serve(http, desk, stop.clone()));
     }
@@ -145,7 +180,8 @@ async fn report_gpus(hub: &Hub, nvml: &NvmlSource) {
 fn announce(config: &Config, metrics: Option<SocketAddr>) {
     let run_dir = &config.listen.run_dir;
     tracing::info!(clients = %run_dir.join("clients.sock").display(), "serving clients");
-    tracing::info!(control = %run_dir.join("control.sock").display(), "serving nvsharectl");
+    let control_dir = config.listen.control_dir.as_ref().unwrap_or(run_dir);
+    tracing::info!(control = %control_dir.join("control.sock").display(), "serving nvsharectl");
     if let Some(address) = metrics {
         tracing::info!("serving http://{address}/metrics and a status page at http://{address}/");
     } else {

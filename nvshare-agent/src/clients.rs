@@ -7,8 +7,10 @@
 //!
 //! **Invariants.** Who a client is comes from the kernel. A client that ends, by whatever way, is forgotten at
 //! once, together with everything that kept its memory alive. No client makes another one wait: what is sent to
-//! it goes through a bounded queue, what it sends is taken at a bounded rate.
+//! it goes through a bounded queue, what it sends is taken at a bounded rate, and so are connections ([`admission`]).
 
+pub mod admission;
+pub mod cgroup;
 pub mod client;
 pub mod connection;
 pub mod identity;

@@ -1,7 +1,8 @@
 //! The agent's configuration: a TOML file in which every key is optional and no other key is accepted.
 
 pub mod driver;
-pub mod quantity;
+pub mod overrides;
+mod text;
 
 use std::{
     fmt,
@@ -10,12 +11,12 @@ use std::{
     str::FromStr,
 };
 
-use nvshare_core::{Bytes, Nanos};
+use nvshare_core::{Bytes, Nanos, quantity, toml_text};
 use serde::{Deserialize, Serialize};
 
 pub use driver::DriverConfig;
 
-use self::quantity::nearest;
+use crate::pods::annotations::Bounds;
 
 /// The documented configuration file, whose values are the defaults.
 pub const EXAMPLE: &str = include_str!("../nvshare.toml");
@@ -36,6 +37,8 @@ pub struct Config {
     pub gpu: GpuConfig,
     /// Where the agent is reached.
     pub listen: ListenConfig,
+    /// What pods may say of themselves.
+    pub pods: PodsConfig,
 }
 
 /// The `[engine]` table.
@@ -139,24 +142,60 @@ pub struct GpuConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ListenConfig {
-    /// Directory of the sockets.
+    /// Directory of the clients' socket.
     pub run_dir: PathBuf,
+    /// Directory of the control socket; the same without it.
+    pub control_dir: Option<PathBuf>,
     /// Address of the HTTP server.
     pub metrics: MetricsListen,
     /// Clients at one time.
     pub max_clients: usize,
     /// Clients of one user at one time.
     pub max_clients_per_uid: usize,
+    /// Clients of one container at one time.
+    pub max_clients_per_cgroup: usize,
+    /// Connections per second that one container may make in the long run, and half of what one user may.
+    pub connections_per_second: u32,
 }
 
 impl Default for ListenConfig {
     fn default() -> Self {
         Self {
             run_dir: "/run/nvshare".into(),
+            control_dir: None,
             metrics: MetricsListen::At(SocketAddr::from(([127, 0, 0, 1], 9464))),
             max_clients: 1024,
             max_clients_per_uid: 512,
+            max_clients_per_cgroup: 256,
+            connections_per_second: 50,
         }
+    }
+}
+
+/// The `[pods]` table.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PodsConfig {
+    /// Whether annotations of pods are read.
+    pub annotations: bool,
+    /// The largest weight that an annotation may ask for, in thousandths.
+    #[serde(deserialize_with = "quantity::weight_milli")]
+    pub weight_max: u32,
+    /// The highest class that an annotation may ask for.
+    pub priority_max: i32,
+}
+
+impl Default for PodsConfig {
+    fn default() -> Self {
+        Self { annotations: false, weight_max: 1000, priority_max: 0 }
+    }
+}
+
+impl PodsConfig {
+    /// How far annotations may raise a share.
+    pub fn bounds(&self) -> Bounds {
+        let Self { annotations: _, weight_max, priority_max } = *self;
+        Bounds { weight_milli: weight_max, priority: priority_max }
     }
 }
 
@@ -249,45 +288,36 @@ impl Config {
 
     /// Checks a text; `path` is for messages only.
     pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
-        let config: Self = toml::from_str(text).map_err(|error| {
-            let at = error.span().map_or(0, |span| span.start);
-            invalid(path, text, at, explain(error.message(), table_at(text, at)))
-        })?;
-        if config.listen.max_clients == 0 || config.listen.max_clients_per_uid == 0 {
+        let config: Self = read_toml(path, text)?;
+        let ListenConfig { max_clients, max_clients_per_uid, max_clients_per_cgroup, .. } = config.listen;
+        if [max_clients, max_clients_per_uid, max_clients_per_cgroup].contains(&0) {
             let at = text.find("max_clients").unwrap_or(0);
             return Err(invalid(path, text, at, "a limit of 0 clients would refuse everybody".to_owned()));
+        }
+        if config.listen.connections_per_second == 0 {
+            let at = text.find("connections_per_second").unwrap_or(0);
+            return Err(invalid(
+                path,
+                text,
+                at,
+                "0 connections per second would refuse everybody".to_owned(),
+            ));
         }
         Ok(config)
     }
 }
 
+/// Reads a text whose mistakes are named with their place.
+fn read_toml<T: serde::de::DeserializeOwned>(path: &Path, text: &str) -> Result<T, ConfigError> {
+    toml::from_str(text).map_err(|error| {
+        let at = error.span().map_or(0, |span| span.start);
+        invalid(path, text, at, toml_text::explain(text, at, error.message()))
+    })
+}
+
 fn invalid(path: &Path, text: &str, at: usize, message: String) -> ConfigError {
-    let before = text.get(..at).unwrap_or(text);
-    let line = before.matches('\n').count() + 1;
-    let column = before.rsplit('\n').next().map_or(0, |rest| rest.chars().count()) + 1;
+    let (line, column) = toml_text::place(text, at);
     ConfigError::Invalid { path: path.to_owned(), line, column, message }
-}
-
-/// The table header above `at`, for the message.
-fn table_at(text: &str, at: usize) -> Option<&str> {
-    text.get(..at)?
-        .lines()
-        .rev()
-        .map(str::trim)
-        .find(|line| line.starts_with('[') && !line.starts_with("[["))
-        .map(|line| line.split('#').next().unwrap_or(line).trim())
-}
-
-/// Says which key was meant, if the message is about an unknown one.
-fn explain(message: &str, table: Option<&str>) -> String {
-    let mut quoted = message.split('`').skip(1).step_by(2);
-    let Some(unknown) = message.starts_with("unknown field").then(|| quoted.next()).flatten() else {
-        return message.to_owned();
-    };
-    let known: Vec<&str> = quoted.collect();
-    let place = table.map(|table| format!(" in {table}")).unwrap_or_default();
-    let guess = nearest(unknown, &known).map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
-    format!("unknown key `{unknown}`{place}{guess} (known: {})", known.join(", "))
 }
 
 #[cfg(test)]
@@ -315,7 +345,7 @@ mod tests {
             let text = format!("[{table}]\nno_such_key = 1\n");
             Config::parse(Path::new("x"), &text).unwrap_err().to_string()
         };
-        for table in ["driver", "engine", "sensors", "sampling", "gpu", "listen"] {
+        for table in ["driver", "engine", "sensors", "sampling", "gpu", "listen", "pods"] {
             let message = message(table);
             let known = message.split("(known: ").nth(1).unwrap().trim_end_matches(')');
             for key in known.split(", ") {

@@ -12,7 +12,8 @@ use std::{
 };
 
 use nvshare_core::{
-    ClientId, Config, Drain, Engine, GpuId, Input, Mode, Nanos, Order, Output, PlanChange, Reason, View,
+    ClientId, Config, Drain, Engine, GpuId, Input, Mode, ModeOrder, Nanos, Order, Output, PlanChange, Reason,
+    View,
 };
 use nvshare_wire::AgentMessage;
 use serde::{Deserialize, Serialize};
@@ -27,13 +28,15 @@ use crate::{
     clock,
     metrics::Metrics,
     observe::raw::RawBin,
-    recording::{Recorder, Step, step},
+    recording::{Head, Line, Recorder, Step, step},
 };
 
 /// Commands that may queue up; senders wait beyond that.
 const QUEUE: usize = 1024;
 /// Plan changes kept for `nvsharectl explain` and late followers.
 const HISTORY: usize = 256;
+/// Lines that a live recording may lag behind: half a minute of a busy host.
+const TAP_QUEUE: usize = 16_384;
 /// How often a gated client hears that the agent is still there.
 const ALIVE_EVERY: Duration = Duration::from_secs(1);
 
@@ -53,14 +56,16 @@ pub enum Command {
     Left(ClientId),
     /// Facts that became known at the same time, in this order.
     Facts(Vec<Input>),
-    /// What the sensors said in a bin, for the recording; the facts that follow from it come next.
-    Raw(RawBin),
+    /// One bin of the sampler: what the sensors said, and the facts that follow; answered when they are taken in.
+    Bin(RawBin, Vec<Input>, oneshot::Sender<()>),
     /// Messages to clients that carry no decision.
     Tell(Vec<(ClientId, AgentMessage)>),
     /// An order of the operator; answered when it is carried out.
     Order(Order, oneshot::Sender<()>),
     /// What is to be seen.
     View(oneshot::Sender<Seen>),
+    /// Everything that the engine is told and answers, from here on.
+    Record(oneshot::Sender<Tapped>),
     /// Open every gate and end.
     Shutdown(oneshot::Sender<()>),
 }
@@ -109,6 +114,10 @@ impl From<PlanChange> for PlanEvent {
             Reason::ThrashConfirmed { .. }
             | Reason::Fits { .. }
             | Reason::EvictionFree { .. }
+            | Reason::WorkingSetsFit { .. }
+            | Reason::ProbeHeld { .. }
+            | Reason::Repacked { .. }
+            | Reason::SetMisfit { .. }
             | Reason::Alone
             | Reason::Blind
             | Reason::Operator { .. } => (None, false),
@@ -142,7 +151,6 @@ pub fn millis(at: Nanos) -> f64 {
 pub struct DriverHandle {
     command_tx: mpsc::Sender<Command>,
     event_tx: broadcast::Sender<PlanEvent>,
-    records: bool,
     suspected: Arc<Mutex<BTreeSet<GpuId>>>,
 }
 
@@ -160,11 +168,6 @@ impl DriverHandle {
     /// The same from a thread outside the runtime.
     pub fn send_blocking(&self, command: Command) {
         self.command_tx.blocking_send(command).ok();
-    }
-
-    /// Whether a recording is kept.
-    pub fn records(&self) -> bool {
-        self.records
     }
 
     /// GPUs on which there is evidence of thrash, or turns are taken.
@@ -186,6 +189,13 @@ impl DriverHandle {
         done_rx.await.map_err(|_closed| Gone)
     }
 
+    /// Everything that the engine is told and answers, from here on.
+    pub async fn record(&self) -> Result<Tapped, Gone> {
+        let (tapped_tx, tapped_rx) = oneshot::channel();
+        self.send(Command::Record(tapped_tx)).await;
+        tapped_rx.await.map_err(|_closed| Gone)
+    }
+
     /// Changes of plan from here on.
     pub fn events(&self) -> broadcast::Receiver<PlanEvent> {
         self.event_tx.subscribe()
@@ -204,12 +214,7 @@ pub fn start(config: Config, metrics: Arc<Metrics>, recorder: Option<Recorder>) 
     let (command_tx, command_rx) = mpsc::channel(QUEUE);
     let (event_tx, _) = broadcast::channel(HISTORY);
     let suspected = Arc::default();
-    let handle = DriverHandle {
-        command_tx,
-        event_tx: event_tx.clone(),
-        records: recorder.is_some(),
-        suspected: Arc::clone(&suspected),
-    };
+    let handle = DriverHandle { command_tx, event_tx: event_tx.clone(), suspected: Arc::clone(&suspected) };
     let driver = Driver {
         engine: Engine::new(config),
         metrics,
@@ -221,6 +226,9 @@ pub fn start(config: Config, metrics: Arc<Metrics>, recorder: Option<Recorder>) 
         suspected,
         deadline: None,
         latest: Nanos::ZERO,
+        modes: BTreeMap::new(),
+        gpus: BTreeSet::new(),
+        taps: Vec::new(),
     };
     tokio::spawn(driver.run(command_rx));
     handle
@@ -237,6 +245,23 @@ struct Driver {
     suspected: Arc<Mutex<BTreeSet<GpuId>>>,
     deadline: Option<Nanos>,
     latest: Nanos,
+    /// Modes ordered for single GPUs, also for those to come.
+    modes: BTreeMap<GpuId, ModeOrder>,
+    /// GPUs that the engine knows.
+    gpus: BTreeSet<GpuId>,
+    taps: Vec<Tap>,
+}
+
+/// Somebody who records live.
+type Tap = mpsc::Sender<Line>;
+
+/// What is needed to record from here on.
+#[derive(Debug)]
+pub struct Tapped {
+    /// The first line.
+    pub head: Head,
+    /// What follows; ends early if it is not read fast enough.
+    pub lines: mpsc::Receiver<Line>,
 }
 
 impl Driver {
@@ -276,14 +301,23 @@ impl Driver {
             }
             Command::Facts(inputs) => {
                 for input in inputs {
+                    let news = self.note_gpu(&input);
+                    self.handle(input);
+                    if let Some(order) = news {
+                        self.handle(Input::Order(order));
+                    }
+                }
+            }
+            Command::Bin(raw, inputs, done_tx) => {
+                if self.is_recorded() {
+                    self.record(Line::Bin(raw));
+                }
+                for input in inputs {
                     self.handle(input);
                 }
                 self.suspect();
-            }
-            Command::Raw(bin) => {
-                if let Some(recorder) = &self.recorder {
-                    recorder.record_bin(bin);
-                }
+                // The sampler may have been stopped.
+                let _ = done_tx.send(());
             }
             Command::Tell(messages) => {
                 for (client, message) in messages {
@@ -292,8 +326,28 @@ impl Driver {
             }
             Command::Order(order, done_tx) => {
                 tracing::info!(?order, "the operator's order");
+                match order {
+                    Order::Mode { gpu: None, .. } => self.modes.clear(),
+                    Order::Mode { gpu: Some(gpu), mode } => {
+                        self.modes.insert(gpu, mode);
+                    }
+                    Order::Quantum { .. }
+                    | Order::Weight { .. }
+                    | Order::Priority { .. }
+                    | Order::Overhead { .. }
+                    | Order::QuantumMax { .. } => {}
+                }
                 self.handle(Input::Order(order));
                 let _ = done_tx.send(());
+            }
+            Command::Record(tapped_tx) => {
+                let (tap, lines) = mpsc::channel(TAP_QUEUE);
+                // Serialised here: the state is the one before the next step.
+                if let Ok(head) = Head::from_here(&self.engine)
+                    && tapped_tx.send(Tapped { head, lines }).is_ok()
+                {
+                    self.taps.push(tap);
+                }
             }
             Command::View(seen_tx) => {
                 let at = clock::now();
@@ -305,18 +359,45 @@ impl Driver {
         }
     }
 
+    /// The mode that was ordered for a GPU before it was there.
+    fn note_gpu(&mut self, input: &Input) -> Option<Order> {
+        match input {
+            Input::Gpu { gpu, .. } if self.gpus.insert(*gpu) => {
+                let mode = *self.modes.get(gpu)?;
+                Some(Order::Mode { gpu: Some(*gpu), mode })
+            }
+            Input::GpuGone { gpu } => {
+                self.gpus.remove(gpu);
+                None
+            }
+            _ => None,
+        }
+    }
+
     fn handle(&mut self, input: Input) {
         let at = clock::now().max(self.latest);
         self.latest = at;
         self.note_input(at, &input);
-        let recorded = self.recorder.is_some().then(|| input.clone());
+        let recorded = self.is_recorded().then(|| input.clone());
         let (outputs, wait) = step(&mut self.engine, at, input);
-        if let (Some(recorder), Some(input)) = (&self.recorder, recorded) {
-            recorder.record(Step { at, input, outputs: outputs.clone(), wait });
+        if let Some(input) = recorded {
+            self.record(Line::Step(Step { at, input, outputs: outputs.clone(), wait }));
         }
         self.deadline = wait;
         for output in outputs {
             self.emit(at, output);
+        }
+    }
+
+    fn is_recorded(&self) -> bool {
+        self.recorder.is_some() || !self.taps.is_empty()
+    }
+
+    fn record(&mut self, line: Line) {
+        // One that has gone, or does not keep up, is let go; its end of the channel says so.
+        self.taps.retain(|tap| tap.try_send(line.clone()).is_ok());
+        if let Some(recorder) = &self.recorder {
+            recorder.record(line);
         }
     }
 
@@ -388,8 +469,8 @@ impl Driver {
                 self.send(client, &revoke);
             }
             Output::Plan(change) => {
+                self.metrics.plan_changed(&change);
                 let event = PlanEvent::from(change);
-                self.metrics.plan_changes.with_label_values(&[&event.gpu.to_string(), &event.to]).inc();
                 tracing::info!(gpu = %event.gpu, from = event.from, to = event.to, reason = event.reason, "plan");
                 if self.changes.len() == HISTORY {
                     self.changes.pop_front();
@@ -403,6 +484,7 @@ impl Driver {
                 tracing::warn!(%client, %gpu, epoch = epoch.0, "client did not answer a revocation in time; others run");
             }
             Output::NotRevocable { client, gpu } => {
+                self.metrics.not_revocable.with_label_values(&[&gpu.to_string()]).inc();
                 tracing::warn!(%client, %gpu, "client cannot be stopped; it runs beside the others");
             }
         }

@@ -17,6 +17,8 @@ pub mod driver;
 pub mod metrics;
 pub mod observe;
 pub mod operator;
+pub mod pods;
 pub mod recording;
 pub mod run_dir;
 mod sys;
+pub mod text;

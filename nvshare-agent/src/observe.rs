@@ -6,6 +6,7 @@ pub mod btf;
 pub mod fusion;
 pub mod gaps;
 pub mod gpus;
+pub mod hazards;
 pub mod nvml;
 pub mod raw;
 pub mod room;

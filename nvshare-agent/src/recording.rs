@@ -1,10 +1,8 @@
 //! Recordings: what the sensors said, everything the engine was told and everything it answered, and their replay.
 //!
-//! A recording is a file of JSON lines. The first names the format and the engine's configuration; each other line is
-//! one [`Line`]. Replaying fuses what the sensors said again, which must give the samples that the engine was told, and
-//! drives a fresh engine with its inputs, which must give the recorded answers.
-//!
-//! The first format held steps only, without a name for their kind, and still replays.
+//! A recording is a file of JSON lines. The first names the format and the engine's configuration, or its state if the
+//! recording begins later; each other line is one [`Line`]. Replaying fuses what the sensors said again, which must give
+//! the samples that the engine was told, and drives such an engine with its inputs, which must give the recorded answers.
 
 use std::{
     collections::BTreeMap,
@@ -17,24 +15,49 @@ use std::{
 
 use nvshare_core::{Config, Engine, GpuId, GpuSample, Input, Nanos, Output, Poll};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::observe::{fusion::disagreement::Comparer, raw::RawBin};
 
 /// The format's name, in the first line.
 const FORMAT: &str = "nvshare-recording-2";
-/// The format before: the steps alone.
-const STEPS_ONLY: &str = "nvshare-recording-1";
 
 /// The first line.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Head {
+pub struct Head {
     format: String,
-    config: Config,
+    /// The configuration of an engine that was recorded from its start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    config: Option<Config>,
+    /// The state of an engine that was recorded from later on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    engine: Option<Value>,
+}
+
+impl Head {
+    /// A recording of a new engine.
+    fn from_start(config: &Config) -> Self {
+        Self { format: FORMAT.to_owned(), config: Some(config.clone()), engine: None }
+    }
+
+    /// A recording of this engine from here on.
+    pub fn from_here(engine: &Engine) -> serde_json::Result<Self> {
+        Ok(Self { format: FORMAT.to_owned(), config: None, engine: Some(serde_json::to_value(engine)?) })
+    }
+
+    /// The engine before its first step.
+    fn engine(self) -> Option<Engine> {
+        match (self.config, self.engine) {
+            (Some(config), None) => Some(Engine::new(config)),
+            (None, Some(state)) => serde_json::from_value(state).ok(),
+            (None, None) | (Some(_), Some(_)) => None,
+        }
+    }
 }
 
 /// One line after the first.
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Line {
     /// A bin of the sensors; the samples that follow from it come in the next steps.
@@ -44,7 +67,7 @@ pub enum Line {
 }
 
 /// One input and what the engine answered.
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Step {
     /// When.
@@ -69,10 +92,12 @@ pub enum RecordingError {
         source: std::io::Error,
     },
     /// The file is empty or begins with something else.
-    #[error("{0} is not a recording of `nvshare-agent --record`")]
+    #[error(
+        "{0} is not a recording of `nvshare-agent --record` or `nvsharectl record`, or one of another version"
+    )]
     Format(PathBuf),
     /// It is a recording, but of another version.
-    #[error("{path} is a recording in the format {format}; this agent replays {FORMAT} and {STEPS_ONLY}")]
+    #[error("{path} is a recording in the format {format}; this agent replays {FORMAT}")]
     Version {
         /// The file.
         path: PathBuf,
@@ -141,8 +166,7 @@ impl Recorder {
     pub fn create(path: &Path, config: &Config) -> Result<Self, RecordingError> {
         let failed = |source| RecordingError::File { path: path.to_owned(), source };
         let mut file = BufWriter::new(File::create(path).map_err(failed)?);
-        let head = Head { format: FORMAT.to_owned(), config: config.clone() };
-        write_line(&mut file, &head).map_err(failed)?;
+        write_line(&mut file, &Head::from_start(config)).map_err(failed)?;
         let (line_tx, line_rx) = mpsc::channel::<Line>();
         let path = path.to_owned();
         let writer = std::thread::Builder::new()
@@ -162,17 +186,8 @@ impl Recorder {
         Ok(Self { line_tx: Some(line_tx), writer: Some(writer) })
     }
 
-    /// Adds a step.
-    pub fn record(&self, step: Step) {
-        self.send(Line::Step(step));
-    }
-
-    /// Adds what the sensors said in a bin.
-    pub fn record_bin(&self, bin: RawBin) {
-        self.send(Line::Bin(bin));
-    }
-
-    fn send(&self, line: Line) {
+    /// Adds a line.
+    pub fn record(&self, line: Line) {
         if let Some(line_tx) = &self.line_tx {
             // A failed writer has said so in the log; the agent goes on without a recording.
             line_tx.send(line).ok();
@@ -214,7 +229,6 @@ struct Replay {
     /// Samples that follow from the last bin and were not told to the engine yet.
     fused: BTreeMap<GpuId, GpuSample>,
     done: Replayed,
-    has_bins: bool,
 }
 
 /// Fuses what the recorded sensors said and drives a fresh engine with the recorded inputs; everything must come out as
@@ -225,24 +239,14 @@ pub fn replay(path: &Path) -> Result<Replayed, RecordingError> {
     let failed = |source| RecordingError::File { path: path.to_owned(), source };
     let mut lines = BufReader::new(File::open(path).map_err(failed)?).lines();
     let first = lines.next().ok_or_else(|| RecordingError::Format(path.to_owned()))?.map_err(failed)?;
-    let head = head(path, &first)?;
-    let mut replay = Replay {
-        engine: Engine::new(head.config),
-        comparer: Comparer::default(),
-        fused: BTreeMap::new(),
-        done: Replayed::default(),
-        has_bins: head.format == FORMAT,
-    };
+    let engine = first_engine(path, &first)?;
+    let mut replay =
+        Replay { engine, comparer: Comparer::default(), fused: BTreeMap::new(), done: Replayed::default() };
     let mut lines = lines.enumerate().peekable();
     while let Some((index, text)) = lines.next() {
         let line = index + 2;
         let text = text.map_err(failed)?;
-        let parsed = if replay.has_bins {
-            serde_json::from_str(&text)
-        } else {
-            serde_json::from_str(&text).map(Line::Step)
-        };
-        match parsed {
+        match serde_json::from_str(&text) {
             Ok(Line::Bin(bin)) => replay.bin(&bin),
             Ok(Line::Step(recorded)) => replay.step(path, line, &recorded)?,
             Err(error) if error.is_eof() && lines.peek().is_none() => break,
@@ -252,25 +256,21 @@ pub fn replay(path: &Path) -> Result<Replayed, RecordingError> {
     Ok(replay.done)
 }
 
-/// Reads the first line.
-fn head(path: &Path, first: &str) -> Result<Head, RecordingError> {
+/// The engine before the first step, from the first line.
+fn first_engine(path: &Path, first: &str) -> Result<Engine, RecordingError> {
     #[derive(Deserialize)]
     struct Format {
         format: String,
     }
-    let Format { format } =
-        serde_json::from_str(first).map_err(|_other| RecordingError::Format(path.to_owned()))?;
+    let other = || RecordingError::Format(path.to_owned());
+    let Format { format } = serde_json::from_str(first).map_err(|_other| other())?;
     if !format.starts_with("nvshare-recording-") {
-        return Err(RecordingError::Format(path.to_owned()));
+        return Err(other());
     }
-    if format != FORMAT && format != STEPS_ONLY {
+    if format != FORMAT {
         return Err(RecordingError::Version { path: path.to_owned(), format });
     }
-    serde_json::from_str(first).map_err(|source| RecordingError::Line {
-        path: path.to_owned(),
-        line: 1,
-        source,
-    })
+    serde_json::from_str::<Head>(first).ok().and_then(Head::engine).ok_or_else(other)
 }
 
 impl Replay {
@@ -286,9 +286,7 @@ impl Replay {
     }
 
     fn step(&mut self, path: &Path, line: usize, recorded: &Step) -> Result<(), RecordingError> {
-        if let Input::Sample { gpu, sample } = &recorded.input
-            && self.has_bins
-        {
+        if let Input::Sample { gpu, sample } = &recorded.input {
             let fused = self.fused.remove(gpu);
             if fused.as_ref() != Some(sample) {
                 return Err(RecordingError::Fused {
@@ -343,7 +341,7 @@ mod tests {
         let mut engine = Engine::new(Config::default());
         for at in [1, 2, 3] {
             let (outputs, wait) = step(&mut engine, Nanos(at), Input::Tick);
-            recorder.record(Step { at: Nanos(at), input: Input::Tick, outputs, wait });
+            recorder.record(Line::Step(Step { at: Nanos(at), input: Input::Tick, outputs, wait }));
         }
         drop(recorder);
         path
@@ -356,11 +354,11 @@ mod tests {
         let mut engine = Engine::new(Config::default());
         for at in 1..=u64::from(2 * disagreement::WINDOW) {
             let bin = bin(at);
-            recorder.record_bin(bin.clone());
+            recorder.record(Line::Bin(bin.clone()));
             for of_gpu in &bin.gpus {
                 let input = Input::Sample { gpu: of_gpu.gpu, sample: of_gpu.sample() };
                 let (outputs, wait) = step(&mut engine, Nanos(at), input.clone());
-                recorder.record(Step { at: Nanos(at), input, outputs, wait });
+                recorder.record(Line::Step(Step { at: Nanos(at), input, outputs, wait }));
             }
         }
         drop(recorder);
@@ -406,31 +404,14 @@ mod tests {
             bin.gpus[0].clients[0].raw.counters =
                 Some(CounterTotals { bytes_in: 10 << 20, ..CounterTotals::default() });
             bin.gpus[0].clients[0].raw.probes = Some(UvmTotals::default());
-            recorder.record_bin(bin);
+            recorder.record(Line::Bin(bin));
         }
         drop(recorder);
         assert_eq!(replay(&path).unwrap().disagreements, 1);
     }
 
     #[test]
-    fn a_recording_of_the_format_before_still_replays() {
-        let dir = tempfile::tempdir().unwrap();
-        let text = std::fs::read_to_string(recording(dir.path())).unwrap();
-        let old: Vec<String> = text
-            .replace(FORMAT, STEPS_ONLY)
-            .lines()
-            .map(|line| match line.strip_prefix("{\"step\":") {
-                Some(step) => step.strip_suffix('}').unwrap().to_owned(),
-                None => line.to_owned(),
-            })
-            .collect();
-        let path = dir.path().join("old");
-        std::fs::write(&path, old.join("\n")).unwrap();
-        assert_eq!(replay(&path).unwrap().inputs, 3);
-    }
-
-    #[test]
-    fn a_recording_of_a_later_format_is_refused_by_its_name() {
+    fn a_recording_of_another_format_is_refused_by_its_name() {
         let dir = tempfile::tempdir().unwrap();
         let path = edited(&recording(dir.path()), FORMAT, "nvshare-recording-9");
         let error = replay(&path).unwrap_err();
@@ -442,6 +423,28 @@ mod tests {
     fn a_recording_replays_to_the_same_decisions() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(replay(&recording(dir.path())).unwrap().inputs, 3);
+    }
+
+    #[test]
+    fn a_recording_that_begins_later_replays_from_the_state_then() {
+        use nvshare_core::{ModeOrder, Order};
+        let gpu = GPU;
+        let mut engine = Engine::new(Config::default());
+        step(&mut engine, Nanos(1), Input::Gpu { gpu, capacity: Bytes::gib(1), link_rate: Bytes::gib(1) });
+        let mut lines = serde_json::to_string(&Head::from_here(&engine).unwrap()).unwrap() + "\n";
+        // It changes the plan only of a GPU that is known.
+        let input = Input::Order(Order::Mode { gpu: Some(gpu), mode: ModeOrder::Exclusive });
+        let (outputs, wait) = step(&mut engine, Nanos(2), input.clone());
+        assert_eq!(outputs.len(), 1);
+        lines += &serde_json::to_string(&Line::Step(Step { at: Nanos(2), input, outputs, wait })).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("recording");
+        std::fs::write(&path, &lines).unwrap();
+        assert_eq!(replay(&path).unwrap(), Replayed { inputs: 1, outputs: 1, ..Replayed::default() });
+        let fresh = serde_json::to_string(&Head::from_start(&Config::default())).unwrap();
+        let other = lines.replacen(lines.lines().next().unwrap(), &fresh, 1);
+        std::fs::write(&path, other).unwrap();
+        assert!(matches!(replay(&path), Err(RecordingError::Differs { line: 2, .. })));
     }
 
     #[test]

@@ -1,9 +1,12 @@
 //! The run directory: a lock that one agent holds, and the two sockets.
+//!
+//! Where clients see the directory as root, as containers do, what is meant for operators belongs into another one: root may
+//! use the control socket, and whoever may open the lock may hold it.
 
 use std::{
     fs::{File, OpenOptions, Permissions},
     io,
-    os::unix::fs::{PermissionsExt as _, chown},
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, chown},
     path::{Path, PathBuf},
 };
 
@@ -13,10 +16,11 @@ use tokio::net::UnixListener;
 /// Who besides root may operate the agent.
 const GROUP: &str = "nvshare";
 
-/// The claimed directory. Dropped, the sockets are gone and another agent may claim it.
+/// The claimed directories. Dropped, the sockets are gone and another agent may claim them.
 #[derive(Debug)]
 pub struct RunDir {
-    path: PathBuf,
+    clients: PathBuf,
+    control: PathBuf,
     _lock: File,
 }
 
@@ -46,36 +50,42 @@ fn system(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RunDirEr
 }
 
 impl RunDir {
-    /// Creates the directory if needed and takes its lock.
-    pub fn claim(path: &Path) -> Result<Self, RunDirError> {
-        if !path.is_dir() {
-            std::fs::create_dir_all(path).map_err(system("cannot create", path))?;
-            std::fs::set_permissions(path, Permissions::from_mode(0o755))
-                .map_err(system("cannot set the mode of", path))?;
+    /// Creates the directories if needed and takes the lock, which is where the control socket is: in `control`, or in
+    /// the same directory as the clients' socket.
+    pub fn claim(clients: &Path, control: Option<&Path>) -> Result<Self, RunDirError> {
+        let control = control.unwrap_or(clients);
+        for path in [clients, control] {
+            if !path.is_dir() {
+                std::fs::create_dir_all(path).map_err(system("cannot create", path))?;
+                std::fs::set_permissions(path, Permissions::from_mode(0o755))
+                    .map_err(system("cannot set the mode of", path))?;
+            }
         }
-        let file = path.join("agent.lock");
+        let file = control.join("agent.lock");
         let lock = OpenOptions::new()
             .create(true)
             .truncate(false)
             .write(true)
+            // Even a reader could hold it, and keep the next agent from starting.
+            .mode(0o600)
             .open(&file)
             .map_err(system("cannot open", &file))?;
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
-            Err(rustix::io::Errno::WOULDBLOCK) => Err(RunDirError::Taken(path.to_owned())),
+            Ok(()) => Ok(Self { clients: clients.to_owned(), control: control.to_owned(), _lock: lock }),
+            Err(rustix::io::Errno::WOULDBLOCK) => Err(RunDirError::Taken(control.to_owned())),
             Err(error) => Err(system("cannot lock", &file)(error.into())),
         }
     }
 
     /// The socket of clients, open to everybody.
     pub fn clients(&self) -> Result<UnixListener, RunDirError> {
-        self.listen("clients.sock", 0o666)
+        listen(&self.clients.join("clients.sock"), 0o666)
     }
 
     /// The socket of operators, for root and the group `nvshare`.
     pub fn control(&self) -> Result<UnixListener, RunDirError> {
-        let listener = self.listen("control.sock", 0o660)?;
-        let path = self.path.join("control.sock");
+        let path = self.control.join("control.sock");
+        let listener = listen(&path, 0o660)?;
         let groups = std::fs::read_to_string("/etc/group").unwrap_or_default();
         if let Some(group) = group_id(&groups, GROUP)
             && let Err(error) = chown(&path, None, Some(group))
@@ -84,23 +94,22 @@ impl RunDir {
         }
         Ok(listener)
     }
+}
 
-    fn listen(&self, name: &str, mode: u32) -> Result<UnixListener, RunDirError> {
-        let path = self.path.join(name);
-        // The lock is ours, so a socket that is there was left behind by an agent that was killed.
-        remove(&path).map_err(system("cannot remove the old", &path))?;
-        let listener = UnixListener::bind(&path).map_err(system("cannot listen at", &path))?;
-        std::fs::set_permissions(&path, Permissions::from_mode(mode))
-            .map_err(system("cannot set the mode of", &path))?;
-        Ok(listener)
-    }
+fn listen(path: &Path, mode: u32) -> Result<UnixListener, RunDirError> {
+    // The lock is ours, so a socket that is there was left behind by an agent that was killed.
+    remove(path).map_err(system("cannot remove the old", path))?;
+    let listener = UnixListener::bind(path).map_err(system("cannot listen at", path))?;
+    std::fs::set_permissions(path, Permissions::from_mode(mode))
+        .map_err(system("cannot set the mode of", path))?;
+    Ok(listener)
 }
 
 impl Drop for RunDir {
     fn drop(&mut self) {
-        for name in ["clients.sock", "control.sock"] {
-            if let Err(error) = remove(&self.path.join(name)) {
-                tracing::warn!(%error, name, "a socket stays behind; the next agent removes it");
+        for path in [self.clients.join("clients.sock"), self.control.join("control.sock")] {
+            if let Err(error) = remove(&path) {
+                tracing::warn!(%error, path = %path.display(), "a socket stays behind; the next agent removes it");
             }
         }
     }
@@ -124,6 +133,31 @@ fn group_id(groups: &str, name: &str) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn what_is_for_operators_is_not_where_clients_look() {
+        let dir = tempfile::tempdir().unwrap();
+        let (clients, control) = (dir.path().join("clients"), dir.path().join("control"));
+        let run_dir = RunDir::claim(&clients, Some(&control)).unwrap();
+        let sockets = (run_dir.clients().unwrap(), run_dir.control().unwrap());
+        let names = |dir: &Path| {
+            let mut names: Vec<_> = dir.read_dir().unwrap().map(|entry| entry.unwrap().file_name()).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(names(&clients), ["clients.sock"]);
+        assert_eq!(names(&control), ["agent.lock", "control.sock"]);
+        drop((sockets, run_dir));
+        assert_eq!(names(&clients).len() + names(&control).len(), 1);
+    }
+
+    #[test]
+    fn only_the_owner_may_open_the_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let _run_dir = RunDir::claim(dir.path(), None).unwrap();
+        assert_eq!(dir.path().join("agent.lock").metadata().unwrap().permissions().mode() & 0o077, 0);
+        assert!(matches!(RunDir::claim(dir.path(), None), Err(RunDirError::Taken(_))));
+    }
 
     #[test]
     fn a_group_is_found_by_its_whole_name() {

@@ -52,6 +52,8 @@ pub(crate) struct Memory {
     host: host::Budget,
     /// What others hold of each GPU for good, as the agent says.
     unevictable: [AtomicU64; SLOTS],
+    /// What the administrator allows this process on each GPU, as the agent says; 0 is any amount.
+    allowed: AtomicU64,
     /// The program shares device memory with other processes.
     is_shared: AtomicBool,
     /// The program has graphs that allocate.
@@ -202,7 +204,7 @@ impl Memory {
         };
         state.session.start();
         let graphs = self.graph_bytes(device.ordinal);
-        if self.usage[slot].reserve(bytes, graphs, Room::of(device.total, config::get())) {
+        if self.usage[slot].reserve(bytes, graphs, self.room(device.total)) {
             Ok(Reserved { slot, bytes, context: current_context() })
         } else {
             Err(Plan::Refuse)
@@ -300,8 +302,19 @@ impl Memory {
         self.host.told(host);
     }
 
+    /// The administrator limits what this process may hold on each GPU.
+    pub(crate) fn told_limit(&self, bytes: u64) {
+        self.allowed.store(bytes, Ordering::Relaxed);
+    }
+
+    /// The room on a GPU of `total` bytes: the tighter of the program's own limit and the administrator's.
+    fn room(&self, total: u64) -> Room {
+        Room::of(total, config::get(), self.allowed.load(Ordering::Relaxed))
+    }
+
     /// The agent is gone, and what it said.
     pub(crate) fn forget_room(&self) {
+        self.told_limit(0);
         for place in &self.unevictable {
             place.store(0, Ordering::Relaxed);
         }
@@ -365,12 +378,12 @@ pub(crate) fn information_of(slot: usize, real_total: u64) -> Option<(u64, u64)>
     let device = state.devices.get(slot)?;
     let held = state.memory.held(slot, device.ordinal);
     let unevictable = state.memory.unevictable[slot].load(Ordering::Relaxed);
-    Some(Room::of(real_total, config::get()).information(held, unevictable))
+    Some(state.memory.room(real_total).information(held, unevictable))
 }
 
 /// The size of a GPU as the program is told.
 pub(crate) fn told_total(real_total: u64) -> u64 {
-    Room::of(real_total, config::get()).told_total()
+    state::get().memory.room(real_total).told_total()
 }
 
 /// Makes a managed block, or says why there is none.

@@ -327,6 +327,10 @@ impl Standing {
                 state.memory.told_room(state.devices.slot_of_uuid(&gpu), unevictable, host);
                 Ok(())
             }
+            AgentMessage::Limit { bytes } => {
+                state.memory.told_limit(bytes);
+                Ok(())
+            }
             AgentMessage::Grant { gpu, epoch, prefetch: _ } => match state.devices.slot_of_uuid(&gpu) {
                 Some(slot) => self.handovers.granted(slot, gpu, epoch, &mut self.link),
                 None => Ok(()),

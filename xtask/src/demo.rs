@@ -6,15 +6,17 @@
 //! comparison.
 
 mod arm;
+mod observed;
 mod subset;
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Result, ensure};
 use serde::Serialize;
 
 use crate::cargo;
-use arm::{Arm, Finish, Switch};
+use arm::{Arm, Finish, Policy, Switch};
+use observed::Watch;
 
 /// Watch thrash appear, be detected and be cured, on the simulated GPU.
 ///
@@ -25,8 +27,14 @@ pub(crate) struct Args {
     #[arg(long)]
     pub(crate) json: bool,
     /// Let the agent use these sensors only (names of its `[sensors]` table), without the comparison.
-    #[arg(long, value_delimiter = ',', value_name = "NAME,…")]
+    #[arg(long, value_delimiter = ',', value_name = "NAME,…", conflicts_with = "prometheus")]
     pub(crate) sensors: Option<Vec<String>>,
+    /// Let a real Prometheus watch both runs, and hold the dashboards and rules against what happens.
+    #[arg(long)]
+    pub(crate) prometheus: bool,
+    /// Save what the dashboards' panels show in this file, for `dashboards/plot.py`.
+    #[arg(long, value_name = "FILE", requires = "prometheus")]
+    pub(crate) panels: Option<PathBuf>,
 }
 
 /// The comparison may stop once it has taken this many times as long.
@@ -55,13 +63,16 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if let Some(sensors) = &args.sensors {
         return subset::run(&binaries, dir.path(), sensors, args.json);
     }
+    let mut watch = args.prometheus.then(|| Watch::start(&dir.path().join("prometheus"))).transpose()?;
+
     eprintln!("\n1. nvshare decides (a 1 GiB card; a and b use 400 MiB each, c joins them with 400 MiB)");
-    let auto = Arm::run(&binaries, &dir.path().join("auto"), arm::Policy::Auto, "", None)?;
+    let auto = Arm::run(&binaries, &dir.path().join("auto"), Policy::Auto, "", None, watch.as_mut())?;
     eprintln!("   all three done after {:.1} s", auto.makespan_s);
 
     eprintln!("\n2. The same three, always shared");
     let limit = Duration::from_secs_f64(auto.makespan_s * COMPARISON_LIMIT);
-    let shared = Arm::run(&binaries, &dir.path().join("shared"), arm::Policy::AlwaysShared, "", Some(limit))?;
+    let place = dir.path().join("shared");
+    let shared = Arm::run(&binaries, &place, Policy::AlwaysShared, "", Some(limit), watch.as_mut())?;
     if shared.stopped {
         eprintln!("   not done after {:.1} s, stopped", shared.makespan_s);
     } else {
@@ -80,7 +91,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.json {
         println!("{}", serde_json::to_string(&report)?);
     }
-    report.verdict()
+    report.verdict()?;
+    watch.map_or(Ok(()), |watch| watch.verdict(&auto.moments, &shared.moments, args.panels.as_ref()))
 }
 
 impl Report {

@@ -5,13 +5,19 @@
     reason = "talking to a person is what this program does"
 )]
 
+mod bench;
 mod cargo;
+mod chaos;
 mod demo;
+mod dist;
 mod ebpf;
+mod fuzz;
 mod gpu_bench;
+mod pictures;
 mod run_agent;
 mod setup_ebpf;
 mod shim;
+mod simulate;
 mod test;
 mod vm_test;
 
@@ -32,23 +38,35 @@ struct Cli {
 enum Task {
     RunAgent(run_agent::Args),
     Demo(demo::Args),
+    Chaos(chaos::Args),
+    Bench(bench::Args),
+    Fuzz(fuzz::Args),
     GpuBench(gpu_bench::Args),
+    Pictures(pictures::Args),
     Test(test::Args),
     Ebpf(ebpf::Args),
     SetupEbpf(setup_ebpf::Args),
     VmTest(vm_test::Args),
     Shim(shim::Args),
+    Simulate(simulate::Args),
+    Dist(dist::Args),
 }
 
 fn main() -> anyhow::Result<()> {
     match Cli::parse().task {
         Task::RunAgent(args) => run_agent::run(&args),
         Task::Demo(args) => demo::run(&args),
+        Task::Chaos(args) => chaos::run(&args),
+        Task::Bench(args) => bench::run(&args),
+        Task::Fuzz(args) => fuzz::run(&args),
         Task::GpuBench(args) => gpu_bench::run(&args),
+        Task::Pictures(args) => pictures::run(&args),
         Task::Test(args) => test::run(&args),
         Task::Ebpf(args) => ebpf::run(&args),
         Task::SetupEbpf(args) => setup_ebpf::run(&args),
         Task::VmTest(args) => vm_test::run(&args),
         Task::Shim(args) => shim::run(&args),
+        Task::Simulate(args) => simulate::run(&args),
+        Task::Dist(args) => dist::run(&args),
     }
 }

@@ -145,6 +145,20 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
+/// The shim for this machine.
+pub(crate) fn build_native() -> Result<PathBuf> {
+    if let Some(why) = obstacle()? {
+        anyhow::bail!("{why}");
+    }
+    let &machine = Target::native().machines().first().context("this machine is none that is built for")?;
+    build(machine, Source::Shim)
+}
+
+/// The version of glibc that a program or library needs, as (2, 36).
+pub(crate) fn glibc_needed(file: &Path) -> Result<(u32, u32)> {
+    Library::read(file)?.newest_glibc().with_context(|| format!("{} needs no glibc", file.display()))
+}
+
 /// The shim for every machine; gives this machine's.
 pub(crate) fn build_all() -> Result<PathBuf> {
     let mut native = PathBuf::new();

@@ -23,8 +23,14 @@ pub(crate) struct Args {
 }
 
 /// Packages whose tests load eBPF programs or mount simulated driver files.
-const NEED_ROOT: &[&str] =
-    &["nvshare-agent", "nvshare-tests", "nvshare-gpu-sim", "nvshare-gpu-sim-libcuda", "nvshare-shim"];
+const NEED_ROOT: &[&str] = &[
+    "nvshare-agent",
+    "nvshare-device-plugin",
+    "nvshare-tests",
+    "nvshare-gpu-sim",
+    "nvshare-gpu-sim-libcuda",
+    "nvshare-shim",
+];
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let mut steps = Steps::default();
@@ -71,9 +77,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     })?;
     if !args.quick {
         steps.step("kprobes in a virtual machine", || crate::vm_test::run(&crate::vm_test::Args {}))?;
-        steps.step("demo", || crate::demo::run(&crate::demo::Args { json: true, sensors: None }))?;
+        let obstacle = nvshare_tests::prometheus::obstacle();
+        if let Some(why) = &obstacle {
+            steps.skip("dashboards in the demo", why)?;
+        }
+        let demo =
+            crate::demo::Args { json: true, prometheus: obstacle.is_none(), panels: None, sensors: None };
+        steps.step("demo", || crate::demo::run(&demo))?;
         let two = ["uvm-counters", "fault-thread"].map(str::to_owned).to_vec();
-        let two = crate::demo::Args { json: true, sensors: Some(two) };
+        let two = crate::demo::Args { json: true, prometheus: false, panels: None, sensors: Some(two) };
         steps.step("demo with two sensors", || crate::demo::run(&two))?;
     }
     steps.report();

@@ -1,18 +1,24 @@
-//! The state machine. It books time, routes each input to the GPU it concerns, and lets the plan and the
-//! schedule draw their conclusions.
+//! The state machine. It routes each input to the GPU it concerns, and lets the plan and the schedule of the
+//! GPUs that were touched draw their conclusions.
+//!
+//! **Invariants.** An input costs no more than the logarithm of the number of clients, unless it changes who
+//! runs: figures that say the same as before touch nothing, waiting clients stand in indices, time is booked
+//! when a state changes, and deadlines are kept per GPU. A change of turns looks at the clients of its GPU.
 
-use std::collections::{BTreeMap, VecDeque};
+mod orders;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
     gpu::Gpu,
     id::{ClientId, Epoch, GpuId, JobId},
-    input::{Drain, Input, ModeOrder, Order},
+    input::{Activity, Drain, GpuSample, Input, ModeOrder},
     lease::Answered,
-    member::Member,
-    output::{Mode, Output, PlanChange, Poll, Reason, View},
-    plan::Stage,
+    member::{Changed, Member},
+    output::{Mode, Output, PlanChange, Poll, View},
+    reason::Reason,
     units::{Bytes, Nanos},
 };
 
@@ -57,7 +63,7 @@ pub enum Handover {
 }
 
 /// A client, wherever it runs.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Client {
     job: JobId,
     weight_milli: u32,
@@ -67,14 +73,20 @@ struct Client {
 }
 
 /// The engine of all GPUs of one host.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Engine {
     pub(crate) config: Config,
     pub(crate) now: Nanos,
     pub(crate) gpus: BTreeMap<GpuId, Gpu>,
+    /// The known GPUs of each job.
+    pub(crate) jobs: BTreeMap<JobId, BTreeSet<GpuId>>,
     pub(crate) outbox: VecDeque<Output>,
     /// A quantum fixed by the operator.
     pub(crate) fixed_quantum: Option<Nanos>,
+    /// GPUs whose schedule must be looked at.
+    pub(crate) touched: BTreeSet<GpuId>,
+    /// When GPUs must be looked at again, soonest first.
+    pub(crate) wakes: BTreeSet<(Nanos, GpuId)>,
     clients: BTreeMap<ClientId, Client>,
     /// The mode ordered for every GPU, also those to come.
     default_order: ModeOrder,
@@ -87,8 +99,11 @@ impl Engine {
             config,
             now: Nanos::ZERO,
             gpus: BTreeMap::new(),
+            jobs: BTreeMap::new(),
             outbox: VecDeque::new(),
             fixed_quantum: None,
+            touched: BTreeSet::new(),
+            wakes: BTreeSet::new(),
             clients: BTreeMap::new(),
             default_order: ModeOrder::Auto,
         }
@@ -99,13 +114,9 @@ impl Engine {
     /// ignored.
     pub fn handle(&mut self, at: Nanos, input: Input) {
         debug_assert!(self.outbox.is_empty(), "poll() was not drained before the next input");
-        let elapsed = at.since(self.now);
         self.now = self.now.max(at);
-        for gpu in self.gpus.values_mut() {
-            gpu.advance(elapsed);
-        }
         self.take_in(input);
-        self.relieve();
+        self.wake();
         self.schedule();
     }
 
@@ -116,9 +127,7 @@ impl Engine {
 
     /// What is to be seen of the engine at `at`.
     pub fn view(&self, at: Nanos) -> View {
-        let elapsed = at.since(self.now);
-        let view =
-            |(&id, gpu): (&GpuId, &Gpu)| gpu.view(id, gpu.quantum(&self.config, self.fixed_quantum), elapsed);
+        let view = |(&id, gpu): (&GpuId, &Gpu)| gpu.view(id, at, &self.config, self.fixed_quantum);
         View { gpus: self.gpus.iter().map(view).collect() }
     }
 
@@ -132,23 +141,8 @@ impl Engine {
             }
             Input::ClientUses { client, gpu } => self.client_uses(client, gpu),
             Input::ClientLeft { client } => self.client_left(client),
-            Input::Activity { client, gpu, activity } => {
-                let now = self.now;
-                if let Some(member) = self.member_mut(client, gpu) {
-                    member.activity(now, &activity);
-                }
-            }
-            Input::Sample { gpu: id, sample } => {
-                let Some(gpu) = self.gpus.get_mut(&id) else { return };
-                gpu.sample(self.now, &sample);
-                if gpu.order == ModeOrder::Auto
-                    && !gpu.plan.takes_turns()
-                    && let Some(reason) = gpu.thrash(self.now)
-                {
-                    gpu.plan.alarm(self.now);
-                    self.began_turns(id, reason);
-                }
-            }
+            Input::Activity { client, gpu, activity } => self.activity(client, gpu, &activity),
+            Input::Sample { gpu, sample } => self.sample(gpu, &sample),
             Input::Revoked { client, gpu, epoch, drain, moved } => {
                 self.revoked(client, gpu, epoch, drain, moved);
             }
@@ -160,13 +154,15 @@ impl Engine {
                     gpu.rotation.note_own_move(moved, Bytes::ZERO);
                 }
             }
-            Input::Yielded { client, gpu, epoch } => {
+            Input::Yielded { client, gpu: id, epoch } => {
                 let now = self.now;
-                if let Some(member) = self.member_mut(client, gpu)
-                    && member.lease.is_open()
-                    && member.lease.epoch() == epoch
-                {
+                let Some(gpu) = self.gpus.get_mut(&id) else { return };
+                let Some(member) = gpu.members.get_mut(&client) else { return };
+                if member.lease.is_open() && member.lease.epoch() == epoch {
                     member.give_away(now);
+                    let job = member.job;
+                    self.reindex(job);
+                    self.touched.insert(id);
                 }
             }
             Input::Order(order) => self.ordered(&order),
@@ -174,38 +170,82 @@ impl Engine {
         }
     }
 
-    fn member_mut(&mut self, client: ClientId, gpu: GpuId) -> Option<&mut Member> {
-        self.gpus.get_mut(&gpu)?.members.get_mut(&client)
+    fn activity(&mut self, client: ClientId, id: GpuId, activity: &Activity) {
+        let Some(gpu) = self.gpus.get_mut(&id) else { return };
+        let Some(member) = gpu.members.get_mut(&client) else { return };
+        let (job, before) = (member.job, (member.managed, member.footprint()));
+        let Changed { demand, memory } = member.activity(self.now, activity);
+        if memory {
+            let now = (member.managed, member.footprint());
+            gpu.memory_changed(job, before, now);
+            self.touched.insert(id);
+        }
+        if demand {
+            self.reindex(job);
+        }
+    }
+
+    fn sample(&mut self, id: GpuId, sample: &GpuSample) {
+        let Some(gpu) = self.gpus.get_mut(&id) else { return };
+        gpu.sample(self.now, sample);
+        if gpu.order != ModeOrder::Auto {
+            return;
+        }
+        if !gpu.plan.takes_turns() {
+            if let Some(reason) = gpu.thrash(self.now, &self.config) {
+                gpu.plan.alarm(self.now);
+                self.began_turns(id, reason);
+            }
+            return;
+        }
+        let moved = gpu.rotation.brought();
+        if gpu.plan.telling(moved, gpu.capacity) {
+            let from = gpu.plan.mode(gpu.has_sets());
+            self.announce(id, from, Reason::ThrashConfirmed { moved });
+            self.touched.insert(id);
+        }
+        self.watch_set(id);
     }
 
     fn gpu_found(&mut self, id: GpuId, capacity: Bytes, link_rate: Bytes) {
+        self.touched.insert(id);
         if let Some(gpu) = self.gpus.get_mut(&id) {
             gpu.capacity = capacity;
             gpu.link_rate = link_rate;
             return;
         }
-        let mut gpu = Gpu::new(self.now, capacity, link_rate, self.default_order);
-        for (&id_of, client) in &self.clients {
-            if let Some(&epoch) = client.uses.get(&id) {
-                let Client { job, weight_milli, priority, .. } = *client;
-                gpu.members.insert(id_of, Member::new(self.now, job, weight_milli, priority, epoch));
-            }
-        }
+        let gpu = Gpu::new(self.now, capacity, link_rate, self.default_order);
         self.gpus.insert(id, gpu);
+        let users: Vec<ClientId> = self
+            .clients
+            .iter()
+            .filter(|(_, client)| client.uses.contains_key(&id))
+            .map(|(&id, _)| id)
+            .collect();
+        for client in users {
+            self.add_member(client, id);
+        }
         self.apply_order(id);
     }
 
     /// Whoever is held back gets an open gate, so that it meets the driver's error instead of waiting.
     fn gpu_gone(&mut self, id: GpuId) {
         let Some(mut gpu) = self.gpus.remove(&id) else { return };
-        for (&client, member) in &mut gpu.members {
-            if !member.lease.is_open() {
-                let epoch = member.grant(self.now, Nanos::ZERO);
+        for client in gpu.gates.shut.clone() {
+            if let Some(epoch) = gpu.grant(client, self.now, Nanos::ZERO, false) {
                 self.outbox.push_back(Output::Grant { client, gpu: id, epoch, prefetch: Bytes::ZERO });
             }
-            if let Some(client) = self.clients.get_mut(&client) {
+        }
+        for (client, member) in &gpu.members {
+            if let Some(client) = self.clients.get_mut(client) {
                 client.uses.insert(id, member.lease.epoch());
             }
+        }
+        if let Some(at) = gpu.wake {
+            self.wakes.remove(&(at, id));
+        }
+        for &job in gpu.jobs.keys() {
+            self.job_left(job, id);
         }
     }
 
@@ -215,35 +255,71 @@ impl Engine {
             return;
         }
         client.uses.insert(gpu, Epoch::default());
-        let Client { job, weight_milli, priority, .. } = *client;
-        if let Some(gpu) = self.gpus.get_mut(&gpu) {
-            gpu.members.insert(id, Member::new(self.now, job, weight_milli, priority, Epoch::default()));
+        self.add_member(id, gpu);
+    }
+
+    /// Makes a client that uses a GPU one of its members, if the GPU is known.
+    fn add_member(&mut self, id: ClientId, on: GpuId) {
+        let Some(Client { job, weight_milli, priority, uses }) = self.clients.get(&id) else { return };
+        let (job, several) = (*job, uses.len() > 1);
+        let epoch = uses.get(&on).copied().unwrap_or_default();
+        let Some(gpu) = self.gpus.get_mut(&on) else { return };
+        let mut member = Member::new(self.now, job, *weight_milli, *priority, epoch);
+        member.lease.set_newcomer(gpu.plan.takes_turns());
+        gpu.add(id, member);
+        if several {
+            for used in uses.keys() {
+                if let Some(member) = self.gpus.get_mut(used).and_then(|gpu| gpu.members.get_mut(&id)) {
+                    member.several_gpus = true;
+                }
+            }
         }
+        self.jobs.entry(job).or_default().insert(on);
+        self.isolate_gang(job);
+        self.touched.insert(on);
+        self.reindex(job);
+    }
+
+    fn job_left(&mut self, job: JobId, gpu: GpuId) {
+        if let Some(gpus) = self.jobs.get_mut(&job) {
+            gpus.remove(&gpu);
+            if gpus.is_empty() {
+                self.jobs.remove(&job);
+            }
+        }
+        self.reindex(job);
     }
 
     fn client_left(&mut self, id: ClientId) {
         let Some(client) = self.clients.remove(&id) else { return };
-        for gpu in self.gpus.values_mut() {
-            if gpu.members.remove(&id).is_some() && !gpu.has_job(client.job) {
-                gpu.rotation.forget(client.job);
+        for on in client.uses.keys() {
+            let Some(gpu) = self.gpus.get_mut(on) else { continue };
+            self.touched.insert(*on);
+            if gpu.remove(id) {
+                self.job_left(client.job, *on);
             }
         }
+        self.reindex(client.job);
     }
 
     fn revoked(&mut self, client: ClientId, id: GpuId, epoch: Epoch, drain: Drain, moved: Bytes) {
+        let within = self.config.drain_within;
         let Some(gpu) = self.gpus.get_mut(&id) else { return };
-        let Some(member) = gpu.members.get_mut(&client) else { return };
-        match member.lease.answer(self.now, epoch, drain) {
-            Answered::Stale => {}
+        let Some(job) = gpu.members.get(&client).map(|member| member.job) else { return };
+        match gpu.answer(client, self.now, epoch, drain) {
+            Answered::Stale => return,
             Answered::Drained => {
-                member.gated(self.now);
                 let took = if let Drain::Done { took } = drain { took } else { Nanos::ZERO };
                 // What a client says of its drain is believed up to what the drain may take.
-                let took = took.min(self.config.drain_within);
-                let job = member.job;
+                let took = took.min(within);
                 gpu.last_drain = gpu.last_drain.max(took);
-                gpu.rotation.charge(job, took);
+                gpu.account.drained(took);
+                let weight = gpu.weight(job);
+                gpu.rotation.charge(&[(job, weight)], took);
                 gpu.rotation.note_own_move(Bytes::ZERO, moved);
+                if let Some(member) = gpu.members.get_mut(&client) {
+                    member.refaults.note_own_move_out(moved);
+                }
             }
             Answered::Failed { gave_up } => {
                 if gave_up {
@@ -251,99 +327,43 @@ impl Engine {
                 }
             }
         }
-    }
-
-    fn ordered(&mut self, order: &Order) {
-        match *order {
-            Order::Mode { gpu: Some(id), mode } => {
-                if let Some(gpu) = self.gpus.get_mut(&id) {
-                    gpu.order = mode;
-                    self.apply_order(id);
-                }
-            }
-            Order::Mode { gpu: None, mode } => {
-                self.default_order = mode;
-                let ids: Vec<GpuId> = self.gpus.keys().copied().collect();
-                for id in ids {
-                    if let Some(gpu) = self.gpus.get_mut(&id) {
-                        gpu.order = mode;
-                    }
-                    self.apply_order(id);
-                }
-            }
-            Order::Quantum { quantum } => self.fixed_quantum = quantum,
-            Order::Weight { client: id, weight_milli } => {
-                let Some(client) = self.clients.get_mut(&id) else { return };
-                client.weight_milli = weight_milli.max(1);
-                for gpu in self.gpus.values_mut() {
-                    if let Some(member) = gpu.members.get_mut(&id) {
-                        member.weight_milli = weight_milli.max(1);
-                    }
-                }
-            }
-        }
-    }
-
-    fn apply_order(&mut self, id: GpuId) {
-        let now = self.now;
-        let Some(gpu) = self.gpus.get_mut(&id) else { return };
-        let reason = Reason::Operator { mode: gpu.order };
-        match (gpu.order, gpu.plan.stage()) {
-            (ModeOrder::Exclusive, None) => {
-                gpu.plan.enter(now, Stage::Ordered);
-                self.began_turns(id, reason);
-            }
-            (ModeOrder::Shared, Some(_)) => {
-                gpu.plan.leave();
-                self.ended_turns(id, reason);
-            }
-            (ModeOrder::Exclusive, Some(_)) => gpu.plan.enter(now, Stage::Ordered),
-            // Whether turns are needed is not known: a trial finds out without provoking thrash.
-            (ModeOrder::Auto, Some(Stage::Ordered)) => {
-                gpu.plan.enter(now, Stage::Provisional);
-                gpu.rotation.start_rotation();
-            }
-            (ModeOrder::Shared, None)
-            | (ModeOrder::Auto, None | Some(Stage::Provisional | Stage::Confirmed)) => {}
-        }
-    }
-
-    /// Ends turns that are certainly not needed.
-    fn relieve(&mut self) {
-        let now = self.now;
-        let relieved: Vec<(GpuId, Reason)> = self
-            .gpus
-            .iter()
-            .filter(|(_, gpu)| gpu.order == ModeOrder::Auto && gpu.plan.takes_turns())
-            .filter_map(|(&id, gpu)| Some((id, gpu.relief(now)?)))
-            .collect();
-        for (id, reason) in relieved {
-            if let Some(gpu) = self.gpus.get_mut(&id) {
-                gpu.plan.leave();
-            }
-            self.ended_turns(id, reason);
-        }
+        self.touched.insert(id);
+        self.reindex(job);
     }
 
     pub(crate) fn began_turns(&mut self, id: GpuId, reason: Reason) {
-        if let Some(gpu) = self.gpus.get_mut(&id) {
-            gpu.begin_turns();
+        let now = self.now;
+        let Some(gpu) = self.gpus.get_mut(&id) else { return };
+        gpu.begin_turns(now);
+        let first_refault =
+            if let Reason::Thrash { first_refault, .. } = reason { Some(first_refault) } else { None };
+        gpu.account.began_turns(first_refault);
+        let jobs: Vec<JobId> = gpu.jobs.keys().copied().collect();
+        for job in jobs {
+            self.isolate_gang(job);
+            self.reindex(job);
         }
+        self.touched.insert(id);
         self.announce(id, Mode::Shared, reason);
     }
 
-    pub(crate) fn ended_turns(&mut self, id: GpuId, reason: Reason) {
-        if let Some(gpu) = self.gpus.get_mut(&id) {
-            gpu.end_turns();
+    pub(crate) fn ended_turns(&mut self, id: GpuId, from: Mode, reason: Reason) {
+        let Some(gpu) = self.gpus.get_mut(&id) else { return };
+        gpu.end_turns();
+        gpu.account.ended_turns();
+        let jobs: Vec<JobId> = gpu.jobs.keys().copied().collect();
+        for job in jobs {
+            self.reindex(job);
         }
-        self.announce(id, Mode::Exclusive, reason);
+        self.touched.insert(id);
+        self.announce(id, from, reason);
     }
 
     /// Tells of a change of plan that has been made.
     pub(crate) fn announce(&mut self, id: GpuId, from: Mode, reason: Reason) {
         let Some(gpu) = self.gpus.get_mut(&id) else { return };
-        let change =
-            PlanChange { at: self.now, gpu: id, from, to: gpu.plan.mode(), reason, sets: gpu.sets() };
+        let to = gpu.plan.mode(gpu.has_sets());
+        let change = PlanChange { at: self.now, gpu: id, from, to, reason, sets: gpu.client_sets() };
         gpu.last_change = Some(change.clone());
         self.outbox.push_back(Output::Plan(change));
     }

@@ -2,60 +2,91 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
-    detector::{Detector, Totals},
+    account::Account,
+    benefit::{Estimate, GapUse},
+    detector::{Alarm, Detector},
     engine::Config,
-    id::{ClientId, GpuId, JobId},
-    input::{GpuSample, ModeOrder},
+    id::{ClientId, Epoch, JobId},
+    input::{Drain, ModeOrder},
+    lease::Answered,
     member::Member,
-    output::{GpuView, PlanChange, Reason},
-    plan::{Plan, Stage},
-    quantum,
+    output::PlanChange,
+    packing::{self, FILL_MILLI, Item},
+    plan::{Bounds, Plan, Stage},
+    quantum::{self, Pace},
+    reason::Reason,
     rotation::Rotation,
+    turn::Turn,
     units::{Bytes, Nanos},
 };
 
-/// What is committed below this share of the capacity (thousandths) fits for certain.
-const FITS_MILLI: u64 = 950;
+pub(crate) mod felt;
+mod gates;
+mod sample;
+mod view;
+
+use gates::Gates;
+
 /// An automatic decision to take turns is withdrawn when no byte counter was readable for this long.
 const BLIND_AFTER: Nanos = Nanos::seconds(10);
-/// Bins outside these bounds are taken as being at the bound: nothing divides by zero, nothing overflows.
-const BIN_MIN: Nanos = Nanos::MILLI;
-const BIN_MAX: Nanos = Nanos::seconds(60);
+/// A set whose clients pushed each other out is not joined again for this long.
+const APART: Nanos = Nanos::seconds(3600);
 
-/// The job that holds the GPU, or is about to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Turn {
-    pub(crate) job: JobId,
-    pub(crate) stage: TurnStage,
-    /// Time of this turn in which somebody else waited.
-    pub(crate) contested: Nanos,
+/// What a job has on this GPU.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct JobHere {
+    pub(crate) clients: Vec<ClientId>,
+    pub(crate) managed: Bytes,
+    /// In whole blocks.
+    pub(crate) footprint: Bytes,
+    /// It is a job of several GPUs, or did not fit with others.
+    pub(crate) alone_until: Nanos,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum TurnStage {
-    /// Others still drain, or the job does not hold all of its GPUs yet.
-    Acquiring,
-    /// Its gates are open.
-    Running {
-        /// Since when.
-        since: Nanos,
-    },
-}
-
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Gpu {
     pub(crate) capacity: Bytes,
     pub(crate) link_rate: Bytes,
     pub(crate) members: BTreeMap<ClientId, Member>,
+    pub(crate) jobs: BTreeMap<JobId, JobHere>,
     pub(crate) detector: Detector,
+    /// Watches the clients of the set whose turn it is.
+    pub(crate) within: Detector,
     pub(crate) plan: Plan,
     pub(crate) order: ModeOrder,
     pub(crate) rotation: Rotation,
+    pub(crate) pace: Pace,
+    /// Which jobs take their turn together.
+    pub(crate) sets: Vec<Vec<JobId>>,
     pub(crate) turn: Option<Turn>,
+    /// The turn that was interrupted for an interactive job, and goes on after it.
+    pub(crate) interrupted: Option<Turn>,
     /// The drain that preceded the turn that is being acquired.
     pub(crate) last_drain: Nanos,
     pub(crate) last_change: Option<PlanChange>,
+    pub(crate) account: Account,
+    /// Jobs that have work and may get a turn here.
+    pub(crate) wanting: BTreeSet<JobId>,
+    /// Jobs that cannot be revoked.
+    pub(crate) exempt: BTreeSet<JobId>,
+    pub(crate) gates: Gates,
+    /// When this GPU must be looked at again.
+    pub(crate) wake: Option<Nanos>,
+    pub(crate) committed: Bytes,
+    jobs_with_memory: usize,
+    /// What a hand-over costs at most, as of the last look.
+    cost: Option<Nanos>,
+    gaps: GapUse,
+    estimate: Option<Estimate>,
+    /// Fewer sets were possible at as many rotation boundaries.
+    fewer: u32,
+    /// Time since the rotation began, and time of it in which the holder used the GPU.
+    rotation_time: Nanos,
+    rotation_used: Nanos,
+    samples: u64,
     /// When a byte counter was last readable.
     known_at: Nanos,
 }
@@ -66,51 +97,165 @@ impl Gpu {
             capacity,
             link_rate,
             members: BTreeMap::new(),
+            jobs: BTreeMap::new(),
             detector: Detector::default(),
+            within: Detector::default(),
             plan: Plan::new(),
             order,
             rotation: Rotation::default(),
+            pace: Pace::default(),
+            sets: Vec::new(),
             turn: None,
+            interrupted: None,
             last_drain: Nanos::ZERO,
             last_change: None,
+            account: Account::default(),
+            wanting: BTreeSet::new(),
+            exempt: BTreeSet::new(),
+            gates: Gates::default(),
+            wake: None,
+            committed: Bytes::ZERO,
+            jobs_with_memory: 0,
+            cost: None,
+            gaps: GapUse::default(),
+            estimate: None,
+            fewer: 0,
+            rotation_time: Nanos::ZERO,
+            rotation_used: Nanos::ZERO,
+            samples: 0,
             known_at: now,
         }
     }
 
-    pub(crate) fn advance(&mut self, elapsed: Nanos) {
-        if let Some(turn) = &mut self.turn
-            && self.members.values().any(|m| m.job != turn.job && m.demand() && !m.lease.is_open())
-        {
-            turn.contested += elapsed;
-        }
-        for member in self.members.values_mut() {
-            member.advance(elapsed);
+    pub(crate) fn add(&mut self, client: ClientId, member: Member) {
+        let job = member.job;
+        self.jobs.entry(job).or_default().clients.push(client);
+        self.members.insert(client, member);
+        self.index_gate(client);
+        self.give_set(job);
+    }
+
+    /// A job that can be revoked has its place in some set.
+    pub(crate) fn give_set(&mut self, job: JobId) {
+        let takes_turns = self.plan.takes_turns() && self.jobs.contains_key(&job);
+        if takes_turns && !self.sets.iter().any(|set| set.contains(&job)) {
+            self.sets.push(vec![job]);
         }
     }
 
-    pub(crate) fn jobs(&self) -> BTreeSet<JobId> {
-        self.members.values().map(|member| member.job).collect()
+    /// Takes a client out; true if it was the last of its job.
+    pub(crate) fn remove(&mut self, client: ClientId) -> bool {
+        let Some(member) = self.members.remove(&client) else { return false };
+        self.gates.forget(client);
+        self.memory_changed(member.job, (member.managed, member.footprint()), (Bytes::ZERO, Bytes::ZERO));
+        let Some(here) = self.jobs.get_mut(&member.job) else { return false };
+        here.clients.retain(|&other| other != client);
+        if !here.clients.is_empty() {
+            return false;
+        }
+        let job = member.job;
+        self.jobs.remove(&job);
+        self.rotation.forget(job);
+        self.wanting.remove(&job);
+        self.exempt.remove(&job);
+        for set in &mut self.sets {
+            set.retain(|&other| other != job);
+        }
+        self.sets.retain(|set| !set.is_empty());
+        for turn in [&mut self.turn, &mut self.interrupted] {
+            if let Some(held) = turn {
+                held.jobs.retain(|&other| other != job);
+                if held.jobs.is_empty() {
+                    *turn = None;
+                }
+            }
+        }
+        true
+    }
+
+    /// Books a job's memory, each as managed bytes and as whole blocks.
+    pub(crate) fn memory_changed(&mut self, job: JobId, before: (Bytes, Bytes), now: (Bytes, Bytes)) {
+        self.committed = self.committed - before.0 + now.0;
+        let Some(here) = self.jobs.get_mut(&job) else { return };
+        let had = here.managed > Bytes::ZERO;
+        here.managed = here.managed - before.0 + now.0;
+        here.footprint = here.footprint - before.1 + now.1;
+        match (had, here.managed > Bytes::ZERO) {
+            (false, true) => self.jobs_with_memory += 1,
+            (true, false) => self.jobs_with_memory -= 1,
+            (false, false) | (true, true) => {}
+        }
+    }
+
+    /// Brings the index of gates in line with a client's lease.
+    pub(crate) fn index_gate(&mut self, client: ClientId) {
+        let Some(member) = self.members.get(&client) else { return };
+        self.gates.note(client, &member.lease);
+    }
+
+    pub(crate) fn grant(
+        &mut self,
+        client: ClientId,
+        now: Nanos,
+        drain: Nanos,
+        measured: bool,
+    ) -> Option<Epoch> {
+        let epoch = self.members.get_mut(&client)?.grant(now, drain, measured);
+        self.index_gate(client);
+        Some(epoch)
+    }
+
+    pub(crate) fn revoke(&mut self, client: ClientId, now: Nanos, within: Nanos) -> Option<Epoch> {
+        let epoch = self.members.get_mut(&client)?.revoke(now, within);
+        self.index_gate(client);
+        Some(epoch)
+    }
+
+    pub(crate) fn answer(&mut self, client: ClientId, now: Nanos, epoch: Epoch, drain: Drain) -> Answered {
+        let Some(member) = self.members.get_mut(&client) else { return Answered::Stale };
+        let answered = member.answer(now, epoch, drain);
+        self.index_gate(client);
+        answered
     }
 
     pub(crate) fn of_job(&self, job: JobId) -> impl Iterator<Item = (ClientId, &Member)> {
-        self.members.iter().filter(move |(_, member)| member.job == job).map(|(&id, member)| (id, member))
+        let clients = self.jobs.get(&job).map(|here| here.clients.as_slice()).unwrap_or_default();
+        clients.iter().filter_map(|&id| Some((id, self.members.get(&id)?)))
     }
 
-    pub(crate) fn has_job(&self, job: JobId) -> bool {
-        self.of_job(job).next().is_some()
+    pub(crate) fn clients_of(&self, job: JobId) -> Vec<ClientId> {
+        self.jobs.get(&job).map(|here| here.clients.clone()).unwrap_or_default()
     }
 
-    pub(crate) fn committed(&self) -> Bytes {
-        self.members.values().map(|member| member.managed).sum()
+    pub(crate) fn weight(&self, job: JobId) -> u32 {
+        self.of_job(job).map(|(_, member)| member.weight_milli).max().unwrap_or(1)
     }
 
-    /// The clients by job, as the plan has them.
-    pub(crate) fn sets(&self) -> Vec<Vec<ClientId>> {
-        if self.plan.takes_turns() {
-            self.jobs().into_iter().map(|job| self.of_job(job).map(|(id, _)| id).collect()).collect()
-        } else {
-            vec![self.members.keys().copied().collect()]
+    pub(crate) fn interactive(&self, job: JobId, now: Nanos) -> bool {
+        self.jobs.contains_key(&job) && self.of_job(job).all(|(_, member)| member.interactive(now))
+    }
+
+    /// Upper bound of what a job uses.
+    pub(crate) fn working_set(&self, job: JobId) -> Bytes {
+        self.of_job(job).map(|(_, member)| member.working_set_high()).sum()
+    }
+
+    /// Some job other than these has work here.
+    pub(crate) fn others_want(&self, jobs: &[JobId]) -> bool {
+        self.wanting.len() > jobs.len() || self.wanting.iter().any(|job| !jobs.contains(job))
+    }
+
+    /// Books the time of the turn, and notes whether somebody else waits from here on.
+    pub(crate) fn book_turn(&mut self, now: Nanos) {
+        let contended = self.turn.as_ref().is_some_and(|turn| self.others_want(&turn.jobs));
+        if let Some(turn) = &mut self.turn {
+            turn.book(now, contended);
         }
+    }
+
+    /// One of these jobs has work here.
+    pub(crate) fn any_wants(&self, jobs: &[JobId]) -> bool {
+        jobs.iter().any(|job| self.wanting.contains(job))
     }
 
     /// What handing the GPU to a job costs.
@@ -118,116 +263,109 @@ impl Gpu {
         self.of_job(job).filter_map(|(_, member)| member.cost(self.capacity, self.link_rate)).max()
     }
 
-    /// What a hand-over costs at most, among the clients that have memory here.
-    fn cost(&self) -> Option<Nanos> {
+    /// What handing the GPU to a set costs.
+    pub(crate) fn set_cost(&self, jobs: &[JobId]) -> Nanos {
+        jobs.iter().filter_map(|&job| self.job_cost(job)).max().unwrap_or_default()
+    }
+
+    /// Looks anew at what a hand-over costs at most, among the clients that have memory here.
+    pub(crate) fn refresh_cost(&mut self) {
         let with_memory = self.members.values().filter(|member| member.managed > Bytes::ZERO);
-        with_memory.filter_map(|member| member.cost(self.capacity, self.link_rate)).max()
+        self.cost = with_memory.filter_map(|member| member.cost(self.capacity, self.link_rate)).max();
     }
 
     pub(crate) fn cost_or_zero(&self) -> Nanos {
-        self.cost().unwrap_or_default()
+        self.cost.unwrap_or_default()
+    }
+
+    fn derived_quantum(&self, config: &Config) -> Nanos {
+        quantum::derived(self.cost, config.overhead_milli, config.quantum_max, false)
     }
 
     pub(crate) fn quantum(&self, config: &Config, fixed: Option<Nanos>) -> Nanos {
-        fixed.map_or_else(
-            || {
-                let provisional = self.plan.stage() == Some(Stage::Provisional);
-                quantum::derived(self.cost(), config.overhead_milli, config.quantum_max, provisional)
-            },
-            |fixed| fixed.max(quantum::FIXED_MIN),
-        )
+        if let Some(fixed) = fixed {
+            fixed.max(quantum::FIXED_MIN)
+        } else if self.plan.stage() == Some(Stage::Provisional) {
+            quantum::derived(self.cost, config.overhead_milli, config.quantum_max, true)
+        } else {
+            self.pace.quantum(self.derived_quantum(config), self.cost_or_zero(), config.quantum_max)
+        }
     }
 
-    /// Takes in what the driver's sensors say of one bin.
-    pub(crate) fn sample(&mut self, at: Nanos, sample: &GpuSample) {
-        let interval = Nanos(sample.interval.0.clamp(BIN_MIN.0, BIN_MAX.0));
-        let mut footprints: BTreeMap<JobId, Bytes> = BTreeMap::new();
-        for member in self.members.values() {
-            *footprints.entry(member.job).or_default() += member.footprint();
+    /// Somebody who uses the GPU shortly waited too long.
+    pub(crate) fn hurt(&mut self, config: &Config) {
+        self.pace.hurt(self.derived_quantum(config));
+    }
+
+    /// A rotation is complete: the quantum adapts, and it is learned how well gaps are used.
+    pub(crate) fn adapt(&mut self, config: &Config) {
+        if self.plan.stage() != Some(Stage::Provisional) {
+            self.pace.rotated(self.derived_quantum(config), self.cost_or_zero(), config.quantum_max);
         }
-        for (client, figures) in &sample.clients {
-            if figures.gpu_faults.is_some_and(|faults| faults > 0)
-                && let Some(member) = self.members.get_mut(client)
-            {
-                member.faulted(at);
-            }
+        if let Some(used) =
+            (u128::from(self.rotation_used.0) * 1000).checked_div(u128::from(self.rotation_time.0))
+        {
+            let duties = self.duties(self.members.keys().copied(), 0);
+            let (cost, quantum) = (self.cost_or_zero(), self.quantum(config, None));
+            self.gaps.learn(&duties, cost, quantum, used as u64);
         }
-        let contending = self.members.values().filter(|m| m.recent_demand(at)).map(|m| m.job);
-        let mut totals = Totals {
-            at,
-            interval,
-            fault_busy: sample.fault_busy,
-            link_rate: self.link_rate,
-            contended: contending.collect::<BTreeSet<_>>().len() >= 2,
-            ..Totals::default()
-        };
-        let (mut returned, mut evicted) = (Bytes::ZERO, Bytes::ZERO);
-        let mut seen = BTreeSet::new();
-        for (client, figures) in &sample.clients {
-            let Some(member) = self.members.get_mut(client) else { continue };
-            if !seen.insert(*client) {
-                continue;
-            }
-            let footprint = footprints.get(&member.job).copied().unwrap_or_default();
-            let Some(flow) = member.refaults.observe(figures, member.managed, footprint, self.capacity)
-            else {
-                seen.remove(client);
-                member.cost.void();
-                continue;
-            };
-            totals.known = true;
-            totals.bytes_in += flow.bytes_in;
-            totals.bytes_out += flow.bytes_out;
-            if flow.fits {
-                totals.curable += flow.refaulted;
-                returned += flow.returned;
-                evicted += flow.evicted;
-                member.cost.bin(at, interval, flow.returned);
-            } else {
-                totals.own += flow.refaulted;
-                // What a client larger than the card brings in never ebbs, and is no hand-over.
-                member.cost.void();
-            }
+        (self.rotation_time, self.rotation_used) = (Nanos::ZERO, Nanos::ZERO);
+    }
+
+    /// How much of the GPU each job of these clients would use alone, in thousandths.
+    fn duties(&self, clients: impl Iterator<Item = ClientId>, stall: u64) -> Vec<u64> {
+        let mut jobs: BTreeMap<JobId, u64> = BTreeMap::new();
+        for member in clients.filter_map(|id| self.members.get(&id)) {
+            let duty = jobs.entry(member.job).or_default();
+            *duty = (*duty + member.rhythm.duty_milli(stall)).min(1000);
         }
-        if totals.known {
-            self.known_at = at;
-        }
-        let all_known = self.members.iter().all(|(id, m)| m.managed == Bytes::ZERO || seen.contains(id));
-        if self.plan.takes_turns() {
-            self.detector.observe_turns(&totals);
-            self.rotation.note_moved(returned, evicted);
-            if !all_known {
-                self.rotation.note_unknown();
-            }
-        } else {
-            self.detector.observe(&totals);
-        }
+        jobs.into_values().collect()
     }
 
     /// Whether it is time to take turns, and why.
-    pub(crate) fn thrash(&self, now: Nanos) -> Option<Reason> {
+    pub(crate) fn thrash(&mut self, now: Nanos, config: &Config) -> Option<Reason> {
         let alarm = self.detector.alarm()?;
-        let contending = || self.members.values().filter(|m| m.managed > Bytes::ZERO && m.recent_demand(now));
-        let jobs: BTreeSet<JobId> = contending().map(|member| member.job).collect();
-        let committed: Bytes = contending().map(|member| member.managed).sum();
-        (jobs.len() >= 2 && committed > self.capacity.per_mille(FITS_MILLI)).then_some(Reason::Thrash {
-            first_refault: alarm.first_refault,
-            refaulted: alarm.refaulted,
-            stall_milli: alarm.stall_milli,
-            committed: self.committed(),
+        let contending: Vec<ClientId> = self
+            .members
+            .iter()
+            .filter(|(_, member)| member.managed > Bytes::ZERO && member.recent_demand(now))
+            .map(|(&id, _)| id)
+            .collect();
+        let members = || contending.iter().filter_map(|id| self.members.get(id));
+        let jobs: BTreeSet<JobId> = members().map(|member| member.job).collect();
+        let committed: Bytes = members().map(|member| member.managed).sum();
+        if jobs.len() < 2
+            || committed <= self.capacity.per_mille(FILL_MILLI)
+            || alarm.episode < self.plan.backoff.volume(now, self.capacity)
+            || (alarm.oversize && alarm.episode <= self.capacity)
+        {
+            return None;
+        }
+        self.refresh_cost();
+        let Alarm { first_refault, refaulted, stall_milli, held_up_milli, weak, .. } = alarm;
+        let duties = self.duties(contending.into_iter(), u64::from(held_up_milli));
+        let (cost, quantum) = (self.cost_or_zero(), self.derived_quantum(config));
+        let estimate = self.gaps.estimate(&duties, u64::from(held_up_milli), cost, quantum);
+        self.estimate = Some(estimate);
+        estimate.favours_turns().then_some(Reason::Thrash {
+            first_refault,
+            refaulted,
+            stall_milli,
+            committed: self.committed,
             capacity: self.capacity,
             provisional: true,
+            shared_milli: estimate.shared_milli,
+            turns_milli: estimate.turns_milli,
+            weak,
         })
     }
 
     /// Whether there is, for certain, nothing to take turns for.
     pub(crate) fn relief(&self, now: Nanos) -> Option<Reason> {
-        let with_memory = self.members.values().filter(|member| member.managed > Bytes::ZERO);
-        let committed = self.committed();
-        if with_memory.map(|member| member.job).collect::<BTreeSet<_>>().len() <= 1 {
+        if self.jobs_with_memory <= 1 {
             Some(Reason::Alone)
-        } else if committed <= self.capacity.per_mille(FITS_MILLI) {
-            Some(Reason::Fits { committed, capacity: self.capacity })
+        } else if self.committed <= self.capacity.per_mille(FILL_MILLI) {
+            Some(Reason::Fits { committed: self.committed, capacity: self.capacity })
         } else if now >= self.blind_at()? {
             Some(Reason::Blind)
         } else {
@@ -240,38 +378,116 @@ impl Gpu {
         self.plan.since().map(|since| since.max(self.known_at) + BLIND_AFTER)
     }
 
+    /// What is known of all jobs' working sets together.
+    pub(crate) fn bounds(&self) -> Bounds {
+        let with_memory = || self.members.values().filter(|member| member.managed > Bytes::ZERO);
+        Bounds {
+            low: with_memory().map(Member::working_set_low).sum(),
+            high: with_memory().map(Member::working_set_high).sum(),
+            by_block: with_memory().all(|member| member.resident.is_some()),
+        }
+    }
+
+    /// The sets that working sets allow now; an operator's exclusive mode is one job at a time.
+    fn packed(&self, now: Nanos) -> Vec<Vec<JobId>> {
+        let jobs = || self.jobs.keys().copied().filter(|job| !self.exempt.contains(job));
+        if self.plan.stage() == Some(Stage::Ordered) {
+            return jobs().map(|job| vec![job]).collect();
+        }
+        let items: Vec<Item> = jobs()
+            .map(|job| Item {
+                job,
+                size: self.working_set(job),
+                alone: self.jobs.get(&job).is_some_and(|here| now < here.alone_until),
+                interactive: self.interactive(job, now),
+            })
+            .collect();
+        let taken: Bytes = self.exempt.iter().map(|&job| self.working_set(job)).sum();
+        packing::pack(&items, self.capacity - taken)
+    }
+
+    /// Packs jobs anew. Only at rotation boundaries, or where there is no rotation under way.
+    pub(crate) fn repack(&mut self, now: Nanos) {
+        self.sets = self.packed(now);
+        self.fewer = 0;
+    }
+
+    /// At a rotation boundary: packs anew if some set does not fit any more, or if fewer sets have been possible
+    /// twice in a row. Says why, if it did.
+    pub(crate) fn repack_if_better(&mut self, now: Nanos) -> Option<Reason> {
+        let packed = self.packed(now);
+        let size = |set: &Vec<JobId>| set.iter().map(|&job| self.working_set(job)).sum::<Bytes>();
+        let overfull = self.sets.iter().any(|set| set.len() > 1 && size(set) > self.capacity);
+        let largest = packed.iter().map(size).max().unwrap_or_default();
+        self.fewer = if packed.len() < self.sets.len() { self.fewer + 1 } else { 0 };
+        if packed == self.sets || !(overfull || self.fewer >= 2) {
+            return None;
+        }
+        let before = std::mem::replace(&mut self.sets, packed).len() as u32;
+        self.fewer = 0;
+        Some(Reason::Repacked { before, now: self.sets.len() as u32, largest, capacity: self.capacity })
+    }
+
+    /// The jobs of a set pushed each other out: each is a set of its own for a while.
+    pub(crate) fn split(&mut self, jobs: &[JobId], now: Nanos) {
+        for job in jobs {
+            if let Some(here) = self.jobs.get_mut(job) {
+                here.alone_until = now + APART;
+            }
+        }
+        self.repack(now);
+    }
+
+    /// A job came to be on several GPUs: it takes its turns alone from here on.
+    pub(crate) fn isolate(&mut self, job: JobId) {
+        let Some(here) = self.jobs.get_mut(&job) else { return };
+        here.alone_until = Nanos(u64::MAX);
+        if self.sets.iter().any(|set| set.len() > 1 && set.contains(&job)) {
+            for set in &mut self.sets {
+                set.retain(|&other| other != job);
+            }
+            self.sets.retain(|set| !set.is_empty());
+            self.sets.push(vec![job]);
+        }
+        for turn in [&mut self.turn, &mut self.interrupted].into_iter().flatten() {
+            if turn.jobs.len() > 1 {
+                turn.jobs.retain(|&other| other != job);
+            }
+        }
+    }
+
+    pub(crate) fn has_sets(&self) -> bool {
+        self.sets.iter().any(|set| set.len() > 1)
+    }
+
     /// Begins to take turns.
-    pub(crate) fn begin_turns(&mut self) {
+    pub(crate) fn begin_turns(&mut self, now: Nanos) {
         self.turn = None;
+        self.interrupted = None;
         self.rotation.start_rotation();
+        self.pace.reset();
+        self.refresh_cost();
+        self.repack(now);
+        (self.rotation_time, self.rotation_used) = (Nanos::ZERO, Nanos::ZERO);
         self.detector.reset();
+        for member in self.members.values_mut() {
+            member.lease.set_newcomer(false);
+        }
     }
 
     /// Ends taking turns. What went out meanwhile went out by plan; its return is no thrash.
     pub(crate) fn end_turns(&mut self) {
         self.turn = None;
+        self.interrupted = None;
+        self.sets.clear();
+        self.wanting.clear();
+        self.exempt.clear();
         self.detector.reset();
         for member in self.members.values_mut() {
             member.refaults.settle();
             member.cost.void();
-        }
-    }
-
-    pub(crate) fn view(&self, id: GpuId, quantum: Nanos, elapsed: Nanos) -> GpuView {
-        GpuView {
-            gpu: id,
-            mode: self.plan.mode(),
-            order: self.order,
-            last_change: self.last_change.clone(),
-            capacity: self.capacity,
-            committed: self.committed(),
-            quantum: self.plan.takes_turns().then_some(quantum),
-            handover_cost: self.members.values().filter_map(|member| member.cost.measured()).max(),
-            score_milli: self.detector.score_milli(),
-            stall_milli: self.detector.stall_milli(),
-            curable_refaults: self.detector.curable_total(),
-            self_refaults: self.detector.own_total(),
-            clients: self.members.iter().map(|(&client, member)| member.view(client, elapsed)).collect(),
+            member.working_set.void();
+            member.working_set.begin();
         }
     }
 }
@@ -280,8 +496,8 @@ impl Gpu {
 mod tests {
     use super::*;
     use crate::{
-        id::Epoch,
-        input::{Activity, ClientSample},
+        id::GpuId,
+        input::{Activity, ClientSample, GpuSample},
     };
 
     const BIN: Nanos = Nanos::millis(100);
@@ -292,7 +508,9 @@ mod tests {
         for (index, &managed) in managed.iter().enumerate() {
             let mut member = Member::new(Nanos::ZERO, JobId(index as u64), 1000, 0, Epoch(0));
             member.activity(Nanos::ZERO, &Activity { managed, busy_threads: 1, ..Activity::default() });
-            gpu.members.insert(ClientId(index as u64), member);
+            let (job, memory) = (member.job, (member.managed, member.footprint()));
+            gpu.add(ClientId(index as u64), member);
+            gpu.memory_changed(job, (Bytes::ZERO, Bytes::ZERO), memory);
         }
         gpu
     }
@@ -306,7 +524,7 @@ mod tests {
         bins.into_iter().any(|bin| {
             let at = Nanos(BIN.0 * (bin + 1));
             gpu.sample(at, &sample);
-            gpu.thrash(at).is_some()
+            gpu.thrash(at, &Config::default()).is_some()
         })
     }
 
@@ -332,5 +550,47 @@ mod tests {
         gpu.end_turns();
         gpu.sample(BIN, &figures(Some(Bytes::mib(300)), Some(Bytes::ZERO)));
         assert_eq!(gpu.detector.curable_total(), Bytes::ZERO);
+    }
+
+    #[test]
+    fn refaults_are_pressure_of_their_client_and_a_cold_start_is_nobodys() {
+        let figures = |bytes_in, bytes_out| ClientSample {
+            gpu_faults: Some(9),
+            bytes_in: Some(bytes_in),
+            bytes_out: Some(bytes_out),
+            ..ClientSample::default()
+        };
+        let mut gpu = gpu(&[Bytes::mib(600), Bytes::mib(600)]);
+        let mut bin = |number: u64, first: ClientSample, second: ClientSample| {
+            let clients = vec![(ClientId(0), first), (ClientId(1), second)];
+            gpu.sample(Nanos(BIN.0 * number), &GpuSample { interval: BIN, fault_busy: Some(BIN), clients });
+            let view = gpu.view(GpuId([1; 16]), BIN, &Config::default(), None);
+            let pressure = view.account.pressure.unwrap();
+            let stalled = view.clients.iter().map(|client| client.stalled.as_millis());
+            (pressure.some.total.as_millis(), pressure.full.total.as_millis(), stalled.collect::<Vec<_>>())
+        };
+        let (cold, calm) = (figures(Bytes::ZERO, Bytes::ZERO), ClientSample::default());
+        assert_eq!(bin(1, cold, cold), (0, 0, vec![0, 0]), "first touches of memory that is there");
+        let lost = figures(Bytes::ZERO, Bytes::mib(50));
+        let calm = ClientSample { bytes_in: Some(Bytes::ZERO), bytes_out: Some(Bytes::ZERO), ..calm };
+        assert_eq!(bin(2, ClientSample { gpu_faults: Some(0), ..lost }, cold), (100, 0, vec![0, 100]));
+        let refault = figures(Bytes::mib(30), Bytes::ZERO);
+        assert_eq!(bin(3, refault, calm), (200, 0, vec![100, 100]));
+        assert_eq!(bin(4, figures(Bytes::mib(10), Bytes::mib(10)), lost), (300, 100, vec![200, 200]));
+        let view = gpu.view(GpuId([1; 16]), BIN, &Config::default(), None);
+        let refaults: Vec<_> = view.clients.iter().map(|client| client.curable_refaults).collect();
+        assert_eq!(refaults, [Bytes::mib(40), Bytes::ZERO]);
+        assert_eq!(view.curable_refaults, Bytes::mib(40));
+    }
+
+    #[test]
+    fn a_trial_that_came_to_nothing_makes_the_next_one_ask_for_more() {
+        let mut gpu = gpu(&[Bytes::mib(600), Bytes::mib(600)]);
+        assert!(refault(&mut gpu, 0..5));
+        gpu.plan.alarm(Nanos::ZERO);
+        gpu.plan.leave_hoping(Nanos::ZERO);
+        gpu.end_turns();
+        assert!(!refault(&mut gpu, 5..15), "1000 MiB of 1024");
+        assert!(refault(&mut gpu, 15..16));
     }
 }

@@ -204,4 +204,21 @@ pub enum Order {
         /// Thousandths of the default, at least 1.
         weight_milli: u32,
     },
+    /// Set a client's class.
+    Priority {
+        /// Which client.
+        client: ClientId,
+        /// A higher class runs first.
+        priority: i32,
+    },
+    /// Change [`crate::Config::overhead_milli`].
+    Overhead {
+        /// Thousandths of GPU time, at least 1.
+        milli: u32,
+    },
+    /// Change [`crate::Config::quantum_max`].
+    QuantumMax {
+        /// The longest quantum.
+        quantum_max: Nanos,
+    },
 }

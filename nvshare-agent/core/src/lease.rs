@@ -4,6 +4,8 @@
 //! epoch, and an answer counts only if it names the epoch that is in force: whatever a client says late,
 //! twice or out of thin air changes nothing.
 
+use serde::{Deserialize, Serialize};
+
 use crate::{id::Epoch, input::Drain, units::Nanos};
 
 /// Failed drains after which a client counts as not revocable.
@@ -17,7 +19,7 @@ const RETRY_MAX: Nanos = Nanos::seconds(30);
 const ANSWER_SLACK: Nanos = Nanos::millis(500);
 
 /// Where the gate stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Gate {
     /// Open: the client may run.
     Open,
@@ -44,12 +46,23 @@ pub(crate) enum Answered {
     },
 }
 
-#[derive(Debug)]
+/// What is known of how a client answers revocations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum Standing {
+    /// It came while turns were taken and has drained for nobody yet.
+    Newcomer,
+    /// Others wait for it to drain.
+    Trusted,
+    /// It ignored a revocation and has drained none since.
+    Unresponsive,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Lease {
     epoch: Epoch,
     gate: Gate,
     since: Nanos,
-    unresponsive: bool,
+    standing: Standing,
     not_revocable: bool,
     failures: u32,
     retry_at: Nanos,
@@ -64,7 +77,7 @@ impl Lease {
             epoch,
             gate: Gate::Open,
             since: now,
-            unresponsive: false,
+            standing: Standing::Trusted,
             not_revocable: false,
             failures: 0,
             retry_at: Nanos::ZERO,
@@ -95,7 +108,32 @@ impl Lease {
 
     /// It ignored a revocation and has drained none since: others do not wait for it.
     pub(crate) fn unresponsive(&self) -> bool {
-        self.unresponsive
+        self.standing == Standing::Unresponsive
+    }
+
+    /// Whether others wait for it to drain. A newcomer is not waited for before it has drained once: whoever
+    /// comes again and again under another number and never drains would otherwise stop all turns.
+    pub(crate) fn is_waited_for(&self) -> bool {
+        self.gate != Gate::Closed && self.standing == Standing::Trusted
+    }
+
+    /// Whether it may have a turn: it answers, and owes no first drain.
+    pub(crate) fn may_take_turns(&self) -> bool {
+        let owes = match self.standing {
+            Standing::Trusted => false,
+            Standing::Newcomer => self.is_draining(),
+            Standing::Unresponsive => true,
+        };
+        !self.not_revocable && !owes
+    }
+
+    /// It came while turns are taken; or turns begin, and all who are there are waited for.
+    pub(crate) fn set_newcomer(&mut self, newcomer: bool) {
+        self.standing = match (newcomer, self.standing) {
+            (true, _) => Standing::Newcomer,
+            (false, Standing::Newcomer) => Standing::Trusted,
+            (false, other) => other,
+        };
     }
 
     /// Its drains keep failing: it runs, and others run beside it.
@@ -112,7 +150,9 @@ impl Lease {
         self.epoch = self.epoch.next();
         self.gate = Gate::Open;
         self.since = now;
-        self.unresponsive = false;
+        if self.standing == Standing::Unresponsive {
+            self.standing = Standing::Trusted;
+        }
         self.unconfirmed = true;
         self.epoch
     }
@@ -133,8 +173,10 @@ impl Lease {
     /// Turns silence past the deadline into a verdict. True once until the client drains or is granted again.
     pub(crate) fn expire(&mut self, now: Nanos) -> bool {
         let Gate::Draining { deadline } = self.gate else { return false };
-        let expired = now >= deadline && !self.unresponsive;
-        self.unresponsive |= expired;
+        let expired = now >= deadline && self.standing != Standing::Unresponsive;
+        if expired {
+            self.standing = Standing::Unresponsive;
+        }
         expired
     }
 
@@ -146,7 +188,7 @@ impl Lease {
         match drain {
             Drain::Done { .. } => {
                 self.gate = Gate::Closed;
-                self.unresponsive = false;
+                self.standing = Standing::Trusted;
                 self.not_revocable = false;
                 self.failures = 0;
                 Answered::Drained
@@ -225,6 +267,18 @@ mod tests {
         assert!(!lease.expire(WITHIN + Nanos::SECOND));
         let done = Drain::Done { took: Nanos::seconds(9) };
         assert_eq!(lease.answer(Nanos::seconds(9), epoch, done), Answered::Drained);
-        assert!(!lease.unresponsive());
+        assert!(lease.may_take_turns());
+    }
+
+    #[test]
+    fn a_newcomer_is_neither_waited_for_nor_given_a_turn_before_it_has_drained() {
+        let mut lease = Lease::open(Nanos::ZERO, Epoch(0));
+        lease.set_newcomer(true);
+        assert!(lease.may_take_turns(), "nobody has asked it to drain");
+        let epoch = lease.revoke(Nanos::ZERO, WITHIN);
+        assert!(!lease.is_waited_for() && !lease.may_take_turns());
+        lease.answer(Nanos::ZERO, epoch, Drain::Done { took: Nanos::ZERO });
+        lease.grant(Nanos::ZERO);
+        assert!(lease.is_waited_for() && lease.may_take_turns());
     }
 }

@@ -13,22 +13,37 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+mod account;
+mod benefit;
 mod detector;
 pub mod engine;
 mod gpu;
 pub mod id;
 pub mod input;
+pub mod inventory;
 mod lease;
 mod member;
 pub mod output;
+mod packing;
 mod plan;
+pub mod quantity;
 mod quantum;
+mod reason;
+mod rhythm;
 mod rotation;
 mod schedule;
+pub mod sim;
+pub mod toml_text;
+mod turn;
 pub mod units;
+mod working_set;
 
 pub use engine::{Config, Engine, Handover};
 pub use id::{ClientId, Epoch, GpuId, JobId};
 pub use input::{Activity, ClientSample, Drain, GpuSample, Input, ModeOrder, Order};
-pub use output::{ClientView, GpuView, Mode, Output, PlanChange, Poll, Reason, View};
+pub use inventory::{Inventory, InventoryGpu};
+pub use output::{
+    AccountView, ClientView, EffectView, GpuView, Mode, Outlook, Output, PlanChange, Poll, PressureView,
+    Reason, StallView, View,
+};
 pub use units::{Bytes, Nanos};

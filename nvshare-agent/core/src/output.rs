@@ -10,6 +10,11 @@ use crate::{
     units::{Bytes, Nanos},
 };
 
+pub use crate::{
+    account::view::{AccountView, EffectView, PressureView, StallView},
+    reason::Reason,
+};
+
 /// The answer of [`crate::Engine::poll`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Poll {
@@ -116,78 +121,6 @@ pub struct PlanChange {
     pub sets: Vec<Vec<ClientId>>,
 }
 
-/// Why a plan changed.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
-pub enum Reason {
-    /// Curable refaults: clients evict each other and would not if they took turns.
-    Thrash {
-        /// When the first refault of this episode was seen.
-        first_refault: Nanos,
-        /// Refaulted bytes in the detector's window.
-        refaulted: Bytes,
-        /// Share of the window in which faults were being served, in thousandths; `None` without a sensor.
-        stall_milli: Option<u32>,
-        /// Managed memory of all clients.
-        committed: Bytes,
-        /// What the GPU can hold.
-        capacity: Bytes,
-        /// Whether this is the first, short trial of exclusive mode.
-        provisional: bool,
-    },
-    /// The trial was confirmed: turns still move memory.
-    ThrashConfirmed {
-        /// Bytes moved in one rotation.
-        moved: Bytes,
-    },
-    /// Everything allocated fits.
-    Fits {
-        /// Managed memory of all clients.
-        committed: Bytes,
-        /// What the GPU can hold.
-        capacity: Bytes,
-    },
-    /// Whole rotations moved nothing, so the working sets fit.
-    EvictionFree {
-        /// How many rotations.
-        rotations: u32,
-        /// Bytes moved in the last one.
-        moved: Bytes,
-    },
-    /// At most one client has work.
-    Alone,
-    /// No sensor can tell; back to what is right most of the time.
-    Blind,
-    /// The operator said so.
-    Operator {
-        /// What was ordered.
-        mode: ModeOrder,
-    },
-}
-
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Thrash { refaulted, stall_milli, committed, capacity, provisional, first_refault: _ } => {
-                write!(f, "thrash: {refaulted} came back that others had pushed out")?;
-                if let Some(stall) = stall_milli {
-                    write!(f, ", {} % of the time went into faults", stall / 10)?;
-                }
-                write!(f, ", {committed} committed on {capacity}")?;
-                if *provisional { f.write_str(" (provisional)") } else { Ok(()) }
-            }
-            Self::ThrashConfirmed { moved } => write!(f, "thrash confirmed: one rotation moved {moved}"),
-            Self::Fits { committed, capacity } => write!(f, "everything fits: {committed} on {capacity}"),
-            Self::EvictionFree { rotations, moved } => {
-                write!(f, "working sets fit: {rotations} rotations moved {moved}")
-            }
-            Self::Alone => f.write_str("at most one client has work"),
-            Self::Blind => f.write_str("no sensor tells what the driver does"),
-            Self::Operator { mode } => write!(f, "the operator ordered {mode:?}"),
-        }
-    }
-}
-
 /// What the engine shows of itself, for status, metrics and `explain`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct View {
@@ -222,8 +155,68 @@ pub struct GpuView {
     pub curable_refaults: Bytes,
     /// Refaulted bytes since the start that taking turns would not have avoided.
     pub self_refaults: Bytes,
+    /// What a hand-over is taken to cost: as measured, or by the link's rate before that.
+    pub expected_cost: Option<Nanos>,
+    /// The sets, in the order of their turns; an interactive client may be in several.
+    pub sets: Vec<Vec<ClientId>>,
+    /// Whose turn it is; empty while shared.
+    pub holders: Vec<ClientId>,
+    /// Sums of what the clients that have work use, at least and at most.
+    pub working_sets: (Bytes, Bytes),
+    /// What the GPU was last reckoned to do side by side and in turns, in thousandths of its time.
+    pub reckoned_milli: Option<(u32, u32)>,
+    /// What may change the plan next.
+    pub outlook: Outlook,
+    /// What paging and hand-overs cost, and what turns changed.
+    pub account: AccountView,
     /// Each client on this GPU.
     pub clients: Vec<ClientView>,
+}
+
+/// What may change the plan of a GPU next, besides certainty (everything fits, one client is left).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Outlook {
+    /// Shared: turns begin with the detector's alarm, which must bring this much in refaults.
+    Alarm {
+        /// More than zero after trials that came to nothing.
+        refaults: Bytes,
+    },
+    /// Turns end when rotations move next to nothing.
+    Quiet {
+        /// Whether this is a trial.
+        provisional: bool,
+        /// Quiet rotations so far.
+        rotations: u32,
+        /// How many it takes.
+        needed: u32,
+        /// Not before this time.
+        not_before: Nanos,
+    },
+    /// The operator's order holds.
+    Ordered,
+}
+
+impl fmt::Display for Outlook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Alarm { refaults: Bytes::ZERO } => {
+                f.write_str("turns begin when clients push each other out")
+            }
+            Self::Alarm { refaults } => write!(
+                f,
+                "turns begin when clients push each other out and {refaults} came back, after trials that came to nothing"
+            ),
+            Self::Quiet { provisional, rotations, needed, not_before: _ } => {
+                let kind = if *provisional { "the trial ends" } else { "turns end" };
+                write!(
+                    f,
+                    "{kind} after {needed} rotations in a row that move next to nothing ({rotations} so far)"
+                )
+            }
+            Self::Ordered => f.write_str("nothing, until the operator orders otherwise"),
+        }
+    }
 }
 
 /// One client on one GPU.
@@ -239,12 +232,28 @@ pub struct ClientView {
     pub device: Bytes,
     /// Share in thousandths of the default.
     pub weight_milli: u32,
+    /// Its class; a higher class runs first.
+    pub priority: i32,
     /// Time it held the GPU (alone or with others) while it had work.
     pub granted: Nanos,
     /// Time it had work and waited for its turn.
     pub waited: Nanos,
     /// Grants so far.
     pub grants: u64,
+    /// What it uses of its managed memory, at least.
+    pub working_set_low: Bytes,
+    /// What it uses of its managed memory, at most.
+    pub working_set_high: Bytes,
+    /// It uses the GPU shortly and seldom.
+    pub interactive: bool,
+    /// Work-submitting calls so far.
+    pub calls: u64,
+    /// Time lost to waiting for memory.
+    pub stalled: Nanos,
+    /// Refaulted bytes that turns would have avoided.
+    pub curable_refaults: Bytes,
+    /// Refaulted bytes that they would not.
+    pub self_refaults: Bytes,
 }
 
 /// What a client is doing on a GPU.

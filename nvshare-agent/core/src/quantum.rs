@@ -7,6 +7,8 @@
 //! **Invariants.** A derived quantum is never shorter than twice the cost, whatever the configured maximum
 //! says: a turn that is spent bringing memory back is worse than none.
 
+use serde::{Deserialize, Serialize};
+
 use crate::units::{Bytes, Nanos};
 
 /// A rate below this share of the peak (thousandths) means that the working set is back.
@@ -19,14 +21,14 @@ const PROVISIONAL_COSTS: u64 = 4;
 pub(crate) const FIXED_MIN: Nanos = Nanos::MILLI;
 
 /// What it costs to give the GPU to one client.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct HandoverCost {
     measured: Option<Nanos>,
     slice: Option<Slice>,
 }
 
 /// The turn that is being measured.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Slice {
     granted: Nanos,
     /// Spent before the gate opened.
@@ -83,9 +85,9 @@ impl HandoverCost {
     }
 }
 
-/// The cost before any was measured: the link carries everything once.
-pub(crate) fn estimated_cost(managed: Bytes, capacity: Bytes, link_rate: Bytes) -> Option<Nanos> {
-    let bytes = u128::from(managed.min(capacity).0);
+/// The cost before any was measured: as much goes out over the link as comes in.
+pub(crate) fn estimated_cost(working_set: Bytes, capacity: Bytes, link_rate: Bytes) -> Option<Nanos> {
+    let bytes = 2 * u128::from(working_set.min(capacity).0);
     let nanos = (bytes * u128::from(Nanos::SECOND.0)).checked_div(u128::from(link_rate.0))?;
     Some(Nanos(u64::try_from(nanos).unwrap_or(u64::MAX)))
 }
@@ -99,6 +101,48 @@ pub(crate) fn derived(cost: Option<Nanos>, overhead_milli: u32, max: Nanos, prov
         cost.0.saturating_mul(1000) / u64::from(overhead_milli.max(1))
     };
     Nanos(wanted.max(FLOOR.0).min(max.0).max(shortest(cost).0).max(FIXED_MIN.0))
+}
+
+/// The quantum as it has grown or shrunk since clients take turns.
+///
+/// While nobody who uses the GPU shortly waits too long, each rotation makes it longer: twofold at first, by a
+/// hand-over's cost once somebody had to wait. Whenever somebody does, it is halved.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Pace {
+    current: Option<Nanos>,
+    /// Somebody waited too long since turns began.
+    hurt: bool,
+    /// In the rotation under way.
+    hurt_now: bool,
+}
+
+impl Pace {
+    /// Starts afresh.
+    pub(crate) fn reset(&mut self) {
+        *self = Self::default();
+    }
+
+    /// The quantum in force, from the derived one.
+    pub(crate) fn quantum(&self, derived: Nanos, cost: Nanos, max: Nanos) -> Nanos {
+        self.current.unwrap_or(derived).min(max.max(derived)).max(shortest(cost)).max(FLOOR.min(derived))
+    }
+
+    /// Somebody who uses the GPU shortly waited too long. Counts once in a rotation.
+    pub(crate) fn hurt(&mut self, derived: Nanos) {
+        if !self.hurt_now {
+            self.current = Some(Nanos(self.current.unwrap_or(derived).0 / 2));
+        }
+        (self.hurt, self.hurt_now) = (true, true);
+    }
+
+    /// A rotation is complete.
+    pub(crate) fn rotated(&mut self, derived: Nanos, cost: Nanos, max: Nanos) {
+        if !std::mem::take(&mut self.hurt_now) {
+            let now = self.quantum(derived, cost, max);
+            let next = if self.hurt { now + cost } else { now + now };
+            self.current = Some(next.min(max.max(derived)));
+        }
+    }
 }
 
 /// The shortest turn that is worth its hand-over.
@@ -152,9 +196,30 @@ mod tests {
     }
 
     #[test]
+    fn the_quantum_doubles_until_somebody_waits_and_then_grows_by_the_cost() {
+        let (derived, cost, max) = (Nanos::seconds(4), Nanos::millis(200), Nanos::seconds(30));
+        let mut pace = Pace::default();
+        let mut seen = Vec::new();
+        for round in 0..7 {
+            seen.push(pace.quantum(derived, cost, max).as_millis());
+            if round == 3 {
+                pace.hurt(derived);
+                pace.hurt(derived);
+            }
+            pace.rotated(derived, cost, max);
+        }
+        assert_eq!(seen, [4000, 8000, 16_000, 30_000, 15_000, 15_200, 15_400]);
+        for _ in 0..20 {
+            pace.hurt(derived);
+            pace.rotated(derived, cost, max);
+        }
+        assert_eq!(pace.quantum(derived, cost, max), shortest(cost));
+    }
+
+    #[test]
     fn the_estimate_needs_a_link_rate_and_stops_at_the_capacity() {
         let estimate = |link| estimated_cost(Bytes::gib(9), Bytes::gib(2), link);
-        assert_eq!(estimate(Bytes::gib(4)), Some(Nanos::millis(500)));
+        assert_eq!(estimate(Bytes::gib(4)), Some(Nanos::SECOND));
         assert_eq!(estimate(Bytes::ZERO), None);
     }
 }

@@ -79,6 +79,9 @@ fn input() -> impl Strategy<Value = Input> {
         2 => (proptest::option::of(gpu_id()), mode()).prop_map(|(gpu, mode)| Input::Order(Order::Mode { gpu, mode })),
         1 => proptest::option::of(nanos()).prop_map(|quantum| Input::Order(Order::Quantum { quantum })),
         1 => (client_id(), any::<u32>()).prop_map(|(client, weight_milli)| Input::Order(Order::Weight { client, weight_milli })),
+        1 => (client_id(), any::<i32>()).prop_map(|(client, priority)| Input::Order(Order::Priority { client, priority })),
+        1 => any::<u32>().prop_map(|milli| Input::Order(Order::Overhead { milli })),
+        1 => nanos().prop_map(|quantum_max| Input::Order(Order::QuantumMax { quantum_max })),
         2 => Just(Input::Tick),
     ]
 }
@@ -272,6 +275,31 @@ proptest! {
             let stuck = world.values().any(|peer| peer.job == client.job && peer.manner == Manner::Silent);
             if !stuck {
                 prop_assert!(now.since(client.last_ran) <= bound, "{id} last ran at {} {world:#?} {deadline:?}", client.last_ran);
+            }
+        }
+    }
+
+    #[test]
+    fn an_engine_restored_from_its_serialised_state_goes_on_as_the_first_one(
+        steps in proptest::collection::vec((0..300u64, input()), 1..80),
+        at in any::<prop::sample::Index>(),
+    ) {
+        let at = at.index(steps.len());
+        let mut first = Engine::new(Config::default());
+        let mut restored: Option<Engine> = None;
+        let mut now = Nanos::ZERO;
+        for (index, (pause, input)) in steps.into_iter().enumerate() {
+            if index == at {
+                let state = serde_json::to_string(&first).unwrap();
+                restored = Some(serde_json::from_str(&state).unwrap());
+            }
+            now += Nanos::millis(pause);
+            first.handle(now, input.clone());
+            let decided = drain(&mut first, now);
+            if let Some(restored) = &mut restored {
+                restored.handle(now, input);
+                prop_assert_eq!(drain(restored, now), decided);
+                prop_assert_eq!(restored.view(now), first.view(now));
             }
         }
     }

@@ -1,13 +1,17 @@
 //! The agent's daemon.
 #![expect(clippy::print_stdout, reason = "subcommands print their result")]
 
-use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode};
+use std::{
+    io::IsTerminal as _,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand};
 use nvshare_agent::{
     agent::{self, Options},
-    config::{self, Config, MetricsListen},
+    config::{self, Config, MetricsListen, overrides::Overrides},
     recording,
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -30,7 +34,7 @@ enum Command {
     Run(RunArgs),
     /// Drive the engine from a recording and check that it decides the same.
     Replay {
-        /// A file written by `nvshare-agent --record FILE`.
+        /// A file written by `nvshare-agent --record FILE` or `nvsharectl record FILE`.
         file: PathBuf,
     },
     /// Check a configuration file.
@@ -56,9 +60,14 @@ struct RunArgs {
     /// What goes to the log on standard error, as in `info` or `nvshare_agent=debug`.
     #[arg(long, value_name = "FILTER", env = "NVSHARE_LOG", default_value = "info")]
     log: String,
-    /// Record what the sensors say, the engine's inputs and its decisions for `nvshare-agent replay`.
+    /// Record what the sensors say, the engine's inputs and its decisions for `nvshare-agent replay`; a running agent
+    /// is recorded with `nvsharectl record`.
     #[arg(long, value_name = "FILE")]
     record: Option<PathBuf>,
+    /// Where `nvsharectl set --persist` keeps what it changes [default: beside the configuration file, as in
+    /// nvshare.overrides.toml; without one, nowhere].
+    #[arg(long, value_name = "FILE")]
+    overrides: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -82,7 +91,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn replay(file: &std::path::Path) -> Result<()> {
+fn replay(file: &Path) -> Result<()> {
     let recording::Replayed { bins, disagreements, inputs, outputs } = recording::replay(file)?;
     println!(
         "{}: {bins} bins of the sensors ({disagreements} windows of disagreement), {inputs} inputs, {outputs} decisions, all as recorded",
@@ -91,20 +100,28 @@ fn replay(file: &std::path::Path) -> Result<()> {
     Ok(())
 }
 
-fn check_config(file: &std::path::Path) -> Result<()> {
+fn check_config(file: &Path) -> Result<()> {
     Config::load(file)?;
     println!("{}: ok", file.display());
     Ok(())
 }
 
 fn run(args: RunArgs) -> Result<()> {
-    let RunArgs { config, run_dir, metrics_listen, log, record } = args;
+    let RunArgs { config, run_dir, metrics_listen, log, record, overrides } = args;
     let filter = EnvFilter::try_new(&log).with_context(|| format!("`{log}` is not a log filter"))?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
+    let overrides_file = overrides.or_else(|| config.as_deref().map(Overrides::beside));
+    // Operators are told the path, and are elsewhere.
+    let overrides_file = overrides_file.map(std::path::absolute).transpose()?;
+    let overrides = overrides_file.as_deref().map(Overrides::load).transpose()?.unwrap_or_default();
+    if overrides != Overrides::default() {
+        let file = overrides_file.as_deref().unwrap_or(Path::new("")).display();
+        tracing::info!("what operators persisted in {file} holds over the configuration");
+    }
     let mut config = config.as_deref().map(Config::load).transpose()?.unwrap_or_default();
     if let Some(run_dir) = run_dir {
         config.listen.run_dir = run_dir;
@@ -121,7 +138,8 @@ fn run(args: RunArgs) -> Result<()> {
         let shutdown = CancellationToken::new();
         let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
-        let running = agent::run(Options { config, record }, shutdown.clone());
+        let running =
+            agent::run(Options { config, record, overrides: (overrides_file, overrides) }, shutdown.clone());
         tokio::pin!(running);
         tokio::select! {
             result = &mut running => return result,

@@ -2,114 +2,29 @@
 
 use std::{
     io::{IsTerminal as _, Write as _},
-    path::PathBuf,
     process::ExitCode,
+    sync::{Arc, atomic::AtomicBool},
 };
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory as _, Parser as _};
 use nvshare_agent::{
     clock,
-    config::quantity::parse_duration,
     ctl::{
+        cli::{Cli, Command, Format, RecordArgs, Switch},
         connection::{Connection, CtlError},
+        record::{self, RecordError, record},
         show,
+        top::{self, TopError},
     },
     driver::{PlanEvent, millis},
-    operator::protocol::{ClientsReport, DoctorReport, ExplainReport, Request, StatusReport},
+    operator::protocol::{
+        ClientsReport, DoctorReport, Done, ExplainReport, Request, SettingsReport, StatusReport,
+    },
 };
-use nvshare_core::{GpuId, ModeOrder, Nanos};
+use nvshare_core::{ModeOrder, Nanos};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-
-/// Shows what nvshare-agent sees and decides, and gives it orders.
-///
-/// Exit status: 0 done, 1 failed, 2 wrong usage, 3 no agent reachable.
-#[derive(Debug, Parser)]
-#[command(version, arg_required_else_help = true)]
-struct Cli {
-    /// Directory of the agent's sockets.
-    #[arg(long, global = true, value_name = "DIR", env = "NVSHARE_RUN_DIR", default_value = "/run/nvshare")]
-    run_dir: PathBuf,
-    /// As in the first nvshare: on makes clients take turns always (`set mode exclusive`), off never (`set mode
-    /// shared`). `set mode auto` lets the agent decide.
-    #[arg(short = 'S', long = "anti-thrash", value_name = "on|off")]
-    anti_thrash: Option<Switch>,
-    /// As in the first nvshare: the quantum in whole seconds (`set quantum`).
-    #[arg(short = 'T', long = "set-tq", value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
-    quantum: Option<u64>,
-    #[command(subcommand)]
-    command: Option<Command>,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Switch {
-    On,
-    Off,
-}
-
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// GPUs, their plans, clients and sensors.
-    Status(Format),
-    /// Clients and what the driver did for them.
-    Clients(Format),
-    /// Why the plan is what it is.
-    Explain(Format),
-    /// Which sensors work, what they see, and how to get those that are missing.
-    Doctor(Format),
-    /// Print changes of plan as they happen, from the start of this command until it is interrupted.
-    Events(Format),
-    /// Give an order.
-    Set {
-        #[command(subcommand)]
-        order: Order,
-    },
-}
-
-#[derive(Clone, Copy, Debug, Args)]
-struct Format {
-    /// Print JSON, one object per line.
-    #[arg(long)]
-    json: bool,
-}
-
-#[derive(Debug, Subcommand)]
-enum Order {
-    /// Force a mode on all GPUs or one, or let the agent decide.
-    Mode {
-        /// auto: the agent decides; shared: everybody at once; exclusive: one at a time.
-        mode: Mode,
-        /// Only on this GPU [default: all].
-        #[arg(long, value_name = "UUID")]
-        gpu: Option<GpuId>,
-    },
-    /// Fix the length of turns, or let it follow from what a hand-over costs.
-    Quantum {
-        /// A duration such as 2s or 500ms (10 ms to 24 h), or auto.
-        #[arg(value_parser = parse_quantum)]
-        quantum: Quantum,
-    },
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Mode {
-    Auto,
-    Shared,
-    Exclusive,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Quantum {
-    Auto,
-    Fixed(Nanos),
-}
-
-fn parse_quantum(text: &str) -> Result<Quantum, String> {
-    if text == "auto" {
-        return Ok(Quantum::Auto);
-    }
-    parse_duration(text).map(Quantum::Fixed).map_err(|error| format!("{error}, or auto"))
-}
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 /// Why the command failed.
 #[derive(Debug, thiserror::Error)]
@@ -122,6 +37,30 @@ enum Failure {
     Answer(#[from] serde_json::Error),
     #[error("cannot print: {0}")]
     Print(#[from] std::io::Error),
+    #[error(transparent)]
+    Record(RecordError),
+    #[error(transparent)]
+    Top(TopError),
+}
+
+impl From<RecordError> for Failure {
+    fn from(error: RecordError) -> Self {
+        match error {
+            RecordError::Ctl(error) => Self::Ctl(error),
+            other => Self::Record(other),
+        }
+    }
+}
+
+impl From<TopError> for Failure {
+    fn from(error: TopError) -> Self {
+        match error {
+            TopError::Ctl(error) => Self::Ctl(error),
+            TopError::Answer(error) => Self::Answer(error),
+            TopError::Print(error) => Self::Print(error),
+            TopError::NoTerminal => Self::Top(error),
+        }
+    }
 }
 
 fn main() -> ExitCode {
@@ -137,31 +76,41 @@ fn main() -> ExitCode {
                 Failure::Ctl(CtlError::NotRunning(_) | CtlError::Forbidden(_) | CtlError::Broken { .. }) => {
                     ExitCode::from(3)
                 }
-                Failure::Ctl(CtlError::Refused(_)) | Failure::Answer(_) | Failure::Print(_) => {
-                    ExitCode::FAILURE
-                }
+                Failure::Ctl(CtlError::Refused(_))
+                | Failure::Answer(_)
+                | Failure::Print(_)
+                | Failure::Record(_)
+                | Failure::Top(_) => ExitCode::FAILURE,
             }
         }
     }
 }
 
 fn run(cli: &Cli, started: Nanos) -> Result<(), Failure> {
+    if let Some(Command::Completions { shell }) = &cli.command {
+        let mut script = Vec::new();
+        clap_complete::generate(*shell, &mut Cli::command(), "nvsharectl", &mut script);
+        return Ok(std::io::stdout().lock().write_all(&script)?);
+    }
     let mut agent = Connection::open(&cli.run_dir)?;
+    let text = Format { json: false };
     if let Some(switch) = cli.anti_thrash {
         let mode = match switch {
             Switch::On => ModeOrder::Exclusive,
             Switch::Off => ModeOrder::Shared,
         };
-        agent.ask(&Request::SetMode { gpu: None, mode })?;
+        answer::<Done>(&mut agent, &Request::SetMode { gpu: None, mode, persist: false }, text, show::done)?;
     }
     if let Some(seconds) = cli.quantum {
-        agent.ask(&Request::SetQuantum { quantum: Some(Nanos::seconds(seconds)) })?;
+        let quantum = Some(Nanos::seconds(seconds));
+        answer::<Done>(&mut agent, &Request::SetQuantum { quantum, persist: false }, text, show::done)?;
     }
     match &cli.command {
-        None => Ok(()),
+        None | Some(Command::Completions { .. }) => Ok(()),
         Some(Command::Status(format)) => {
             answer::<StatusReport>(&mut agent, &Request::Status {}, *format, show::status)
         }
+        Some(Command::Top(args)) => Ok(top::run(agent, &cli.run_dir, args, &*stop_flag()?)?),
         Some(Command::Clients(format)) => {
             answer::<ClientsReport>(&mut agent, &Request::Clients {}, *format, show::clients)
         }
@@ -173,26 +122,23 @@ fn run(cli: &Cli, started: Nanos) -> Result<(), Failure> {
         }
         Some(Command::Events(format)) => follow(&mut agent, *format, started),
         Some(Command::Set { order }) => {
-            let request = match *order {
-                Order::Mode { mode, gpu } => Request::SetMode {
-                    gpu,
-                    mode: match mode {
-                        Mode::Auto => ModeOrder::Auto,
-                        Mode::Shared => ModeOrder::Shared,
-                        Mode::Exclusive => ModeOrder::Exclusive,
-                    },
-                },
-                Order::Quantum { quantum } => Request::SetQuantum {
-                    quantum: match quantum {
-                        Quantum::Auto => None,
-                        Quantum::Fixed(quantum) => Some(quantum),
-                    },
-                },
-            };
-            agent.ask(&request)?;
-            Ok(())
+            let (request, format) = order.request();
+            answer::<Done>(&mut agent, &request, format, show::done)
         }
+        Some(Command::Settings(format)) => {
+            answer::<SettingsReport>(&mut agent, &Request::Settings {}, *format, show::settings)
+        }
+        Some(Command::Record(args)) => keep(&mut agent, args),
     }
+}
+
+/// Set by the signals that end a program, so that it ends in good order.
+fn stop_flag() -> Result<Arc<AtomicBool>, Failure> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        signal_hook::flag::register(signal, Arc::clone(&stop))?;
+    }
+    Ok(stop)
 }
 
 fn answer<T: DeserializeOwned>(
@@ -207,6 +153,20 @@ fn answer<T: DeserializeOwned>(
         writeln!(out, "{value}")?;
     } else {
         write!(out, "{}", show(&serde_json::from_value(value)?))?;
+    }
+    Ok(out.flush()?)
+}
+
+fn keep(agent: &mut Connection, args: &RecordArgs) -> Result<(), Failure> {
+    if args.length.is_none() && std::io::stderr().is_terminal() {
+        eprintln!("recording; end with Ctrl-C");
+    }
+    let recorded = record(agent, args, &*stop_flag()?)?;
+    let mut out = std::io::stdout().lock();
+    if args.format.json {
+        writeln!(out, "{}", serde_json::to_string(&recorded)?)?;
+    } else {
+        write!(out, "{}", record::show(&recorded))?;
     }
     Ok(out.flush()?)
 }

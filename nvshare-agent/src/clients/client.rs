@@ -10,8 +10,9 @@ use nvshare_core::{Activity, Bytes, ClientId, GpuId, Nanos};
 use nvshare_wire::page::{GpuSlot, PAGE_LEN, PAGE_MAGIC};
 use rustix::fs::{SealFlags, fcntl_get_seals, fstat};
 
-use super::identity::Identity;
+use super::{cgroup::Cgroup, identity::Identity};
 use crate::{
+    config::overrides::{Rule, RuleChange},
     observe::{
         fusion::Fused,
         uvm_counters::{CounterTotals, Tracker},
@@ -35,20 +36,46 @@ pub struct Client {
     pub id: ClientId,
     /// Who it is.
     pub identity: Identity,
+    /// Its container, if the system tells them apart.
+    pub cgroup: Option<Cgroup>,
     /// What it calls itself.
     pub name: String,
-    /// The share it asked for, in thousandths.
-    pub weight_milli: u32,
-    /// The class it asked for.
-    pub priority: i32,
+    /// What it asked for.
+    pub wish: Wish,
+    /// What is written on its pod.
+    pub pod: Rule,
     /// When its session began.
     pub since: Nanos,
     page: ClientPage,
     state: Mutex<State>,
 }
 
+/// What a client asked for. It may lower what it would have, never raise it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wish {
+    /// Its share in thousandths of what its user has.
+    pub weight_milli: u32,
+    /// Its class below the one that its user has.
+    pub priority: i32,
+    /// The most that it will hold on each GPU.
+    pub memory_limit: Option<Bytes>,
+}
+
+impl Wish {
+    /// What is granted of these claims.
+    pub fn new(weight_milli: u32, priority: i32, memory_limit: u64) -> Self {
+        Self {
+            weight_milli: weight_milli.clamp(1, 1000),
+            priority: priority.min(0),
+            memory_limit: (memory_limit != 0).then_some(Bytes(memory_limit)),
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct State {
+    /// What the operator changed for this client alone.
+    rule: Rule,
     gone: bool,
     gpus: BTreeMap<GpuId, GpuUse>,
     descriptors: Vec<OwnedFd>,
@@ -141,20 +168,33 @@ pub(crate) fn map_page(fd: &OwnedFd) -> Result<ClientPage, PageError> {
     Ok(page)
 }
 
+#[cfg(test)]
+mod fuzz;
+
 impl Client {
     pub(crate) fn new(
         id: ClientId,
-        identity: Identity,
+        (identity, cgroup): (Identity, Option<Cgroup>),
         name: String,
-        (weight_milli, priority): (u32, i32),
+        (wish, pod): (Wish, Rule),
         since: Nanos,
         page: ClientPage,
     ) -> Self {
-        Self { id, identity, name, weight_milli, priority, since, page, state: Mutex::default() }
+        Self { id, identity, cgroup, name, wish, pod, since, page, state: Mutex::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the operator changed for this client alone.
+    pub fn rule(&self) -> Rule {
+        self.state().rule
+    }
+
+    /// Changes that.
+    pub fn change_rule(&self, change: RuleChange) {
+        change.apply(&mut self.state().rule);
     }
 
     /// The client uses a GPU; false if the slot or the GPU is taken.

@@ -1,28 +1,24 @@
 //! Accepting clients.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use nvshare_wire::{AgentMessage, Label, RefusalCode};
 use tokio::net::{UnixListener, UnixStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::session::{self, Hub};
+use super::{
+    cgroup::Cgroup,
+    identity::Identity,
+    session::{self, Hub},
+};
+use crate::clock;
 
-/// Connections without a session yet that are served at one time; more are refused at once.
-const GREETING_MAX: usize = 256;
 /// After an accept that failed for want of descriptors or memory.
 const BACK_OFF: Duration = Duration::from_millis(100);
 
 /// Serves clients until cancelled, then waits for their sessions to end.
 pub async fn serve(listener: UnixListener, hub: Arc<Hub>, shutdown: CancellationToken) {
     let sessions = TaskTracker::new();
-    let greeting = Arc::new(AtomicUsize::new(0));
     loop {
         let accepted = tokio::select! {
             () = shutdown.cancelled() => break,
@@ -30,13 +26,25 @@ pub async fn serve(listener: UnixListener, hub: Arc<Hub>, shutdown: Cancellation
         };
         match accepted {
             Ok((stream, _)) => {
-                if greeting.fetch_add(1, Ordering::Relaxed) >= GREETING_MAX {
-                    greeting.fetch_sub(1, Ordering::Relaxed);
-                    turn_away(&hub, &stream);
-                    continue;
+                let identity = match stream.peer_cred() {
+                    Ok(credentials) => Identity::from(credentials),
+                    Err(error) => {
+                        tracing::warn!(%error, "a client without credentials was turned away");
+                        continue;
+                    }
+                };
+                let cgroup = Cgroup::of_process(identity.pid);
+                match hub.admission.admit(identity, cgroup.as_ref(), clock::now()) {
+                    Ok(greeting) => {
+                        let who = (identity, cgroup, greeting);
+                        sessions.spawn(session::run(stream, Arc::clone(&hub), who, shutdown.clone()));
+                    }
+                    Err(limit) => {
+                        let detail = limit.to_string();
+                        hub.note_refusal(identity, RefusalCode::Limit, &detail, Some(limit));
+                        turn_away(&stream, &detail);
+                    }
                 }
-                let guard = Greeting(Arc::clone(&greeting));
-                sessions.spawn(session::run(stream, Arc::clone(&hub), guard, shutdown.clone()));
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a client; trying again");
@@ -49,20 +57,8 @@ pub async fn serve(listener: UnixListener, hub: Arc<Hub>, shutdown: Cancellation
     sessions.wait().await;
 }
 
-/// Counts a connection as one that has not introduced itself, until dropped.
-#[derive(Debug)]
-pub struct Greeting(Arc<AtomicUsize>);
-
-impl Drop for Greeting {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-fn turn_away(hub: &Hub, stream: &UnixStream) {
-    hub.metrics.refused.with_label_values(&["limit"]).inc();
-    let detail = Label::new("too many connections that have not introduced themselves");
-    let refusal = AgentMessage::Refused { code: RefusalCode::Limit, detail }.encode();
+fn turn_away(stream: &UnixStream, detail: &str) {
+    let refusal = AgentMessage::Refused { code: RefusalCode::Limit, detail: Label::new(detail) }.encode();
     // A fresh socket has room for one frame; if not, the client sees the connection close.
     stream.try_write(refusal.as_bytes()).ok();
 }

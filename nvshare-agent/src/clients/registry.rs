@@ -10,7 +10,8 @@ use std::{
 
 use nvshare_core::ClientId;
 
-use super::{client::Client, identity::Identity};
+use super::{admission::Limit, cgroup::Cgroup, client::Client, identity::Identity};
+use crate::config::ListenConfig;
 
 /// The clients by number, within limits.
 #[derive(Debug)]
@@ -19,23 +20,19 @@ pub struct Registry {
     next: AtomicU64,
     max: usize,
     max_per_uid: usize,
-}
-
-/// Why there is no room for a client.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Full {
-    /// All clients together.
-    #[error("the agent serves its limit of {0} clients ([listen] max_clients)")]
-    All(usize),
-    /// The clients of one user.
-    #[error("user {0} has its limit of {1} clients ([listen] max_clients_per_uid)")]
-    User(u32, usize),
+    max_per_cgroup: usize,
 }
 
 impl Registry {
     /// An empty registry with these limits.
-    pub fn new(max: usize, max_per_uid: usize) -> Self {
-        Self { clients: Mutex::default(), next: AtomicU64::new(1), max, max_per_uid }
+    pub fn new(config: &ListenConfig) -> Self {
+        Self {
+            clients: Mutex::default(),
+            next: AtomicU64::new(1),
+            max: config.max_clients,
+            max_per_uid: config.max_clients_per_uid,
+            max_per_cgroup: config.max_clients_per_cgroup,
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<ClientId, Arc<Client>>> {
@@ -46,15 +43,21 @@ impl Registry {
     pub fn add(
         &self,
         identity: Identity,
+        cgroup: Option<&Cgroup>,
         make: impl FnOnce(ClientId) -> Client,
-    ) -> Result<Arc<Client>, Full> {
+    ) -> Result<Arc<Client>, Limit> {
         let mut clients = self.lock();
         if clients.len() >= self.max {
-            return Err(Full::All(self.max));
+            return Err(Limit::Clients(self.max));
+        }
+        let of_cgroup =
+            clients.values().filter(|client| cgroup.is_some() && client.cgroup.as_ref() == cgroup).count();
+        if of_cgroup >= self.max_per_cgroup {
+            return Err(Limit::CgroupClients(self.max_per_cgroup));
         }
         let of_user = clients.values().filter(|client| client.identity.uid == identity.uid).count();
         if of_user >= self.max_per_uid {
-            return Err(Full::User(identity.uid, self.max_per_uid));
+            return Err(Limit::UidClients(identity.uid, self.max_per_uid));
         }
         let id = ClientId(self.next.fetch_add(1, Ordering::Relaxed));
         let client = Arc::new(make(id));

@@ -13,10 +13,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    client::{Client, map_page},
+    admission::{Admission, Greeting, Limit, LogBudget},
+    cgroup::Cgroup,
+    client::{Client, Wish, map_page},
     connection::{Connection, ConnectionError, Frame},
     identity::{Death, Identity},
-    listener::Greeting,
     outbox::{Outbox, Writer, outbox},
     registry::Registry,
 };
@@ -24,7 +25,9 @@ use crate::{
     clock,
     driver::{Command, DriverHandle},
     metrics::Metrics,
-    observe::{gpus::Gpus, uvm_counters::UvmCounters},
+    observe::{gpus::Gpus, hazards::Hazards, uvm_counters::UvmCounters},
+    operator::settings::Settings,
+    pods::Pods,
 };
 
 /// A client must introduce itself, and end a frame that it began, within this time.
@@ -43,6 +46,12 @@ const MESSAGE_BURST: f64 = 1000.0;
 pub struct Hub {
     /// All clients.
     pub registry: Registry,
+    /// Who may connect.
+    pub admission: Arc<Admission>,
+    /// Hangs of the driver, known and under way.
+    pub hazards: Hazards,
+    /// What strangers may cause to be logged.
+    pub log_budget: LogBudget,
     /// The task that owns the engine.
     pub driver: DriverHandle,
     /// Counters.
@@ -51,6 +60,10 @@ pub struct Hub {
     pub counters: Arc<UvmCounters>,
     /// The GPUs of this machine.
     pub gpus: Arc<Gpus>,
+    /// What the operator changed.
+    pub settings: Arc<Settings>,
+    /// The pods that clients run in.
+    pub pods: Arc<Pods>,
 }
 
 /// Why the agent ends a session.
@@ -58,6 +71,8 @@ pub struct Hub {
 struct Refusal {
     code: RefusalCode,
     detail: String,
+    /// Which limit it met, if it was one of those.
+    limit: Option<Limit>,
 }
 
 /// How a session ended.
@@ -74,13 +89,13 @@ enum End {
 }
 
 fn refuse<T>(code: RefusalCode, detail: impl Into<String>) -> Result<T, End> {
-    Err(End::Refused(Refusal { code, detail: detail.into() }))
+    Err(End::Refused(Refusal { code, detail: detail.into(), limit: None }))
 }
 
 impl From<ConnectionError> for End {
     fn from(error: ConnectionError) -> Self {
         match error.refusal() {
-            Some(code) => Self::Refused(Refusal { code, detail: error.to_string() }),
+            Some(code) => Self::Refused(Refusal { code, detail: error.to_string(), limit: None }),
             None => Self::Gone,
         }
     }
@@ -98,15 +113,33 @@ fn code_label(code: RefusalCode) -> &'static str {
     }
 }
 
-/// Serves one connection.
-pub(super) async fn run(stream: UnixStream, hub: Arc<Hub>, greeting: Greeting, shutdown: CancellationToken) {
-    let identity = match stream.peer_cred().map(Identity::from) {
-        Ok(identity) => identity,
-        Err(error) => {
-            tracing::warn!(%error, "a client without credentials was turned away");
-            return;
+impl Hub {
+    /// Counts and logs that somebody was sent away.
+    pub(super) fn note_refusal(
+        &self,
+        identity: Identity,
+        code: RefusalCode,
+        detail: &str,
+        limit: Option<Limit>,
+    ) {
+        let code = code_label(code);
+        self.metrics.refused.with_label_values(&[code]).inc();
+        if let Some(limit) = limit {
+            self.metrics.limited.with_label_values(&[limit.label()]).inc();
         }
-    };
+        if let Some(left_out) = self.log_budget.line(clock::now()) {
+            tracing::warn!(pid = identity.pid, uid = identity.uid, code, detail, left_out, "session refused");
+        }
+    }
+}
+
+/// Serves one connection.
+pub(super) async fn run(
+    stream: UnixStream,
+    hub: Arc<Hub>,
+    (identity, cgroup, greeting): (Identity, Option<Cgroup>, Greeting),
+    shutdown: CancellationToken,
+) {
     let stream = Arc::new(stream);
     let death = Death::of(&*stream, identity);
     let (outbox, writer) = outbox(Arc::clone(&stream));
@@ -114,7 +147,7 @@ pub(super) async fn run(stream: UnixStream, hub: Arc<Hub>, greeting: Greeting, s
     let greeted = tokio::select! {
         () = death.wait() => Err(End::Gone),
         () = shutdown.cancelled() => Err(End::Shutdown),
-        greeted = hello(&mut connection, &hub, identity) => greeted,
+        greeted = hello(&mut connection, &hub, (identity, cgroup)) => greeted,
     };
     drop(greeting);
     let end = match greeted {
@@ -132,15 +165,8 @@ pub(super) async fn run(stream: UnixStream, hub: Arc<Hub>, greeting: Greeting, s
     match end {
         End::Gone | End::Shutdown => {}
         End::Slow => hub.metrics.slow_readers.inc(),
-        End::Refused(Refusal { code, detail }) => {
-            hub.metrics.refused.with_label_values(&[code_label(code)]).inc();
-            tracing::warn!(
-                pid = identity.pid,
-                uid = identity.uid,
-                code = code_label(code),
-                detail,
-                "session refused"
-            );
+        End::Refused(Refusal { code, detail, limit }) => {
+            hub.note_refusal(identity, code, &detail, limit);
             outbox.send(&AgentMessage::Refused { code, detail: Label::new(&detail) });
         }
     }
@@ -152,7 +178,7 @@ impl std::fmt::Display for End {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Gone => f.write_str("it closed or ended"),
-            Self::Refused(Refusal { code: _, detail }) => f.write_str(detail),
+            Self::Refused(Refusal { detail, .. }) => f.write_str(detail),
             Self::Slow => f.write_str("it does not read what it is sent"),
             Self::Shutdown => f.write_str("the agent stops"),
         }
@@ -160,15 +186,19 @@ impl std::fmt::Display for End {
 }
 
 /// The first message: checks everything that comes with it and enters the client into the registry.
-async fn hello(connection: &mut Connection, hub: &Hub, identity: Identity) -> Result<Arc<Client>, End> {
+async fn hello(
+    connection: &mut Connection,
+    hub: &Hub,
+    (identity, cgroup): (Identity, Option<Cgroup>),
+) -> Result<Arc<Client>, End> {
     let first = match timeout(PATIENCE, connection.next()).await {
         Ok(first) => first?.ok_or(End::Gone)?,
         Err(_elapsed) => return refuse(RefusalCode::Timeout, "no complete Hello within 5 s of connecting"),
     };
     let Frame { message, mut descriptors } = first;
-    let (weight_milli, priority, name) = match message {
-        Ok(ClientMessage::Hello { weight_milli, priority, memory_limit: _, name }) => {
-            (weight_milli, priority, name)
+    let (wish, name) = match message {
+        Ok(ClientMessage::Hello { weight_milli, priority, memory_limit, name }) => {
+            (Wish::new(weight_milli, priority, memory_limit), name)
         }
         Ok(_) | Err(MessageError::UnknownKind(_)) => {
             return refuse(RefusalCode::Order, "the first message must be Hello");
@@ -183,14 +213,23 @@ async fn hello(connection: &mut Connection, hub: &Hub, identity: Identity) -> Re
         Ok(page) => page,
         Err(error) => return refuse(RefusalCode::Descriptor, error.to_string()),
     };
-    // A client may lower its share, never raise it.
-    let wish = (weight_milli.clamp(1, 1000), priority.min(0));
-    let added = hub
-        .registry
-        .add(identity, |id| Client::new(id, identity, name.as_str().to_owned(), wish, clock::now(), page));
+    if let Some(gpu) = hub.hazards.hanging().into_keys().next() {
+        let limit = Limit::Emergency;
+        let detail = format!("the driver of {gpu} hangs; {limit}");
+        return Err(End::Refused(Refusal { code: RefusalCode::Limit, detail, limit: Some(limit) }));
+    }
+    let terms = (wish, hub.pods.terms(identity.pid).await.rule());
+    let added = hub.registry.add(identity, cgroup.as_ref(), |id| {
+        let whose = (identity, cgroup.clone());
+        Client::new(id, whose, name.as_str().to_owned(), terms, clock::now(), page)
+    });
     match added {
         Ok(client) => Ok(client),
-        Err(full) => refuse(RefusalCode::Limit, full.to_string()),
+        Err(limit) => Err(End::Refused(Refusal {
+            code: RefusalCode::Limit,
+            detail: limit.to_string(),
+            limit: Some(limit),
+        })),
     }
 }
 
@@ -214,14 +253,18 @@ impl Session<'_> {
         self.hub.metrics.sessions_total.inc();
         tracing::info!(client = %client.id, name = client.name, pid = client.identity.pid, uid = client.identity.uid, "client joined");
         self.outbox.send(&AgentMessage::Welcome { client: client.id.0, silence_ms: SILENCE_MS });
+        let rule = self.hub.settings.rule(client);
+        if let Some(limit) = rule.memory_limit {
+            self.outbox.send(&AgentMessage::Limit { bytes: limit.0 });
+        }
         let joined = Command::Joined {
             outbox: self.outbox.clone(),
             input: Input::ClientJoined {
                 client: client.id,
                 // A process is a job of its own as long as nothing says which processes wait for each other.
                 job: JobId(client.id.0),
-                weight_milli: client.weight_milli,
-                priority: client.priority,
+                weight_milli: rule.weight_milli(client.wish.weight_milli),
+                priority: rule.priority(client.wish.priority),
             },
             client: client.id,
         };
@@ -358,7 +401,9 @@ impl Session<'_> {
     async fn offer(&self, descriptor: OwnedFd) {
         if let Err(reason) = self.hub.counters.verify(&descriptor) {
             self.hub.metrics.rejected_descriptors.inc();
-            tracing::warn!(client = %self.client.id, reason, "the offered descriptor is not used");
+            if let Some(left_out) = self.hub.log_budget.line(clock::now()) {
+                tracing::warn!(client = %self.client.id, reason, left_out, "the offered descriptor is not used");
+            }
             return;
         }
         if !self.client.offer(descriptor) {

@@ -43,6 +43,19 @@ pub enum CtlError {
 pub struct Connection {
     path: PathBuf,
     stream: BufReader<UnixStream>,
+    /// The beginning of a line whose end has not come yet.
+    begun: Vec<u8>,
+}
+
+/// What came within a time.
+#[derive(Debug)]
+pub enum Next {
+    /// An answer.
+    Answer(Value),
+    /// Nothing yet.
+    Nothing,
+    /// The agent has closed the connection.
+    End,
 }
 
 impl Connection {
@@ -57,7 +70,7 @@ impl Connection {
         let timeouts =
             stream.set_read_timeout(Some(PATIENCE)).and_then(|()| stream.set_write_timeout(Some(PATIENCE)));
         timeouts.map_err(|source| CtlError::Broken { path: path.clone(), source })?;
-        Ok(Self { path, stream: BufReader::new(stream) })
+        Ok(Self { path, stream: BufReader::new(stream), begun: Vec::new() })
     }
 
     fn broken(&self, source: io::Error) -> CtlError {
@@ -75,13 +88,28 @@ impl Connection {
 
     /// The next answer; `None` when the agent has closed the connection.
     pub fn receive(&mut self) -> Result<Option<Value>, CtlError> {
-        let mut line = String::new();
-        if self.stream.read_line(&mut line).map_err(|source| self.broken(source))? == 0 {
-            return Ok(None);
+        match self.stream.read_until(b'\n', &mut self.begun) {
+            Ok(_) if self.begun.is_empty() => return Ok(None),
+            Ok(_) => {}
+            Err(source) => return Err(self.broken(source)),
         }
-        match serde_json::from_str(&line).map_err(|error| self.broken(error.into()))? {
+        let line = std::mem::take(&mut self.begun);
+        match serde_json::from_slice(&line).map_err(|error| self.broken(error.into()))? {
             Answer::Ok(value) => Ok(Some(value)),
             Answer::Error(reason) => Err(CtlError::Refused(reason)),
+        }
+    }
+
+    /// The next answer, if it comes within this time.
+    pub fn receive_within(&mut self, time: Duration) -> Result<Next, CtlError> {
+        self.stream.get_ref().set_read_timeout(Some(time)).map_err(|source| self.broken(source))?;
+        match self.receive() {
+            Ok(Some(answer)) => Ok(Next::Answer(answer)),
+            Ok(None) => Ok(Next::End),
+            Err(CtlError::Broken { source, .. }) if source.kind() == io::ErrorKind::WouldBlock => {
+                Ok(Next::Nothing)
+            }
+            Err(error) => Err(error),
         }
     }
 

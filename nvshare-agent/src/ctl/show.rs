@@ -1,19 +1,94 @@
 //! Answers as text for people.
 
-use std::fmt::Write as _;
+use std::{collections::BTreeSet, fmt::Write as _};
 
 use nvshare_core::{Bytes, ModeOrder};
 
 use crate::{
     clients::client::ClientTotals,
+    config::overrides::Overrides,
     driver::PlanEvent,
     observe::{
         fusion::disagreement::Disagreement,
         gaps::Gap,
         source::{SensorState, SensorStatus},
     },
-    operator::protocol::{ClientsReport, DoctorReport, ExplainReport, GpuReport, StatusReport},
+    operator::protocol::{
+        ClientsReport, DoctorReport, Done, ExplainReport, GpuReport, SettingsReport, StatusReport,
+    },
+    text::clean,
 };
+
+/// The answer to an order.
+pub fn done(done: &Done) -> String {
+    let Done { said, clients, persisted } = done;
+    let concerns = match clients.len() {
+        0 | 1 => String::new(),
+        count => format!(" ({count} clients now)"),
+    };
+    match persisted {
+        Some(file) => format!("{said}{concerns}; kept in {}\n", file.display()),
+        None => format!("{said}{concerns}; until the agent restarts\n"),
+    }
+}
+
+/// `nvsharectl settings`.
+pub fn settings(report: &SettingsReport) -> String {
+    let SettingsReport { in_force, persisted, file, overhead, quantum_max_s } = report;
+    let mut text = format!(
+        "Hand-overs may cost {} % of the time; the longest derived quantum is {quantum_max_s} s.\n",
+        (overhead * 1e3).round() / 10.0
+    );
+    let rows = settings_rows(in_force, persisted);
+    if rows.is_empty() {
+        text.push_str("Nothing was changed with `nvsharectl set`: the configuration holds.\n");
+    } else {
+        text.push_str("Changed with `nvsharectl set`:\n");
+        text.push_str(&table(&["what", "now", "after a restart"], &rows));
+    }
+    let _ = match file {
+        Some(file) => writeln!(text, "--persist writes to {}.", file.display()),
+        None => writeln!(
+            text,
+            "--persist has no file: start the agent with --config FILE (then it lies beside it) or --overrides FILE."
+        ),
+    };
+    text
+}
+
+/// A line for each thing that differs from the configuration, now or after a restart.
+fn settings_rows(now: &Overrides, later: &Overrides) -> Vec<Vec<String>> {
+    let mode = |mode: ModeOrder| format!("{mode:?}").to_lowercase();
+    let mut rows = Vec::new();
+    let mut row = |what: String, now: Option<String>, later: Option<String>| {
+        if now.is_some() || later.is_some() {
+            rows.push(vec![what, or_dash(now, |text| text), or_dash(later, |text| text)]);
+        }
+    };
+    let both = |read: &dyn Fn(&Overrides) -> Option<String>| (read(now), read(later));
+    let (a, b) = both(&|over| over.mode.map(mode));
+    row("mode".to_owned(), a, b);
+    for gpu in now.gpu.keys().chain(later.gpu.keys()).collect::<BTreeSet<_>>() {
+        let (a, b) = both(&|over| over.gpu.get(gpu).map(|over| mode(over.mode)));
+        row(format!("mode of {gpu}"), a, b);
+    }
+    let (a, b) = both(&|over| over.quantum.map(|quantum| quantum.to_string()));
+    row("quantum".to_owned(), a, b);
+    let (a, b) = both(&|over| over.quantum_max.map(|quantum| quantum.to_string()));
+    row("quantum-max".to_owned(), a, b);
+    let (a, b) = both(&|over| over.overhead.map(|milli| (f64::from(milli) / 1e3).to_string()));
+    row("overhead".to_owned(), a, b);
+    for uid in now.user.keys().chain(later.user.keys()).collect::<BTreeSet<_>>() {
+        let rule = |over: &Overrides| over.user.get(uid).copied().unwrap_or_default();
+        let (a, b) = both(&|over| rule(over).weight.map(|milli| (f64::from(milli) / 1e3).to_string()));
+        row(format!("weight of user {uid}"), a, b);
+        let (a, b) = both(&|over| rule(over).priority.map(|priority| priority.to_string()));
+        row(format!("priority of user {uid}"), a, b);
+        let (a, b) = both(&|over| rule(over).memory_limit.map(|limit| limit.to_string()));
+        row(format!("limit of user {uid}"), a, b);
+    }
+    rows
+}
 
 /// Columns, each as wide as its widest cell; the last is not padded.
 fn table(head: &[&str], rows: &[Vec<String>]) -> String {
@@ -101,7 +176,7 @@ pub fn status(report: &StatusReport) -> String {
             .map(|client| {
                 vec![
                     client.client.to_string(),
-                    client.name.clone(),
+                    clean(&client.name),
                     client.pid.to_string(),
                     client.state.clone(),
                     bytes(client.managed_bytes),
@@ -167,7 +242,7 @@ pub fn clients(report: &ClientsReport) -> String {
             } = client.seen;
             vec![
                 client.client.to_string(),
-                client.name.clone(),
+                clean(&client.name),
                 client.pid.to_string(),
                 client.uid.to_string(),
                 bytes(client.managed_bytes),
@@ -266,6 +341,13 @@ pub fn doctor(report: &DoctorReport) -> String {
         );
     }
     let _ = writeln!(text, "\n{}", report.verdict);
+    for hazard in &report.hazards {
+        let _ = writeln!(
+            text,
+            "known of this driver: {} ({})\n    {}",
+            hazard.what, hazard.source, hazard.advice
+        );
+    }
     text
 }
 

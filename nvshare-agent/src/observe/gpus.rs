@@ -15,6 +15,9 @@ const LINK_RATE_MAX: Bytes = Bytes(63_000_000_000);
 /// Capacity of a GPU whose size nobody knows: nothing is ever over-committed there.
 const UNKNOWN_CAPACITY: Bytes = Bytes(u64::MAX);
 
+/// GPUs that are known from clients' words alone at most; more than any host has.
+const CLAIMED_MAX: usize = 64;
+
 /// One GPU.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gpu {
@@ -76,7 +79,8 @@ impl Gpus {
         if known.gpus.contains_key(&gpu) {
             return Ok(None);
         }
-        if known.complete {
+        // Without NVML anybody may name GPUs; each costs memory and series.
+        if known.complete || known.gpus.len() >= CLAIMED_MAX {
             return Err(UnknownGpu(gpu));
         }
         let capacity = (self.usable_memory.unwrap_or(UNKNOWN_CAPACITY), LINK_RATE_MAX);
@@ -171,6 +175,13 @@ mod tests {
         assert_eq!(gpus.seen_by_client(GPU), Ok(None));
         gpus.update(&reading(Bytes::gib(1)), |_| Bytes::ZERO);
         assert_eq!(gpus.seen_by_client(GpuId([9; 16])), Err(UnknownGpu(GpuId([9; 16]))));
+    }
+
+    #[test]
+    fn clients_cannot_name_gpus_without_end() {
+        let gpus = Gpus::new(None);
+        let named = (0..1000_u128).filter(|n| gpus.seen_by_client(GpuId(n.to_le_bytes())).is_ok()).count();
+        assert_eq!(named, CLAIMED_MAX);
     }
 
     #[test]

@@ -168,20 +168,30 @@ fn read(nvml: &Nvml) -> Result<NvmlReading, NvmlError> {
     let driver = nvml.sys_driver_version().unwrap_or_else(|_| "unknown".to_owned());
     let mut gpus = Vec::new();
     for index in 0..nvml.device_count()? {
-        let device = nvml.device_by_index(index)?;
-        let Ok(id) = device.uuid()?.parse() else { continue };
-        let memory = device.memory_info()?;
-        gpus.push(NvmlGpu {
-            id,
-            name: device.name().unwrap_or_else(|_| "unknown".to_owned()),
-            total: Bytes(memory.total),
-            used: Bytes(memory.used),
-            reserved: Bytes(memory.reserved),
-            process_memory: process_memory(&device),
-            link_rate: link_rate(&device),
-        });
+        match read_gpu(nvml, index) {
+            Ok(gpu) => gpus.extend(gpu),
+            // The others go on; this one counts as gone until it answers again.
+            Err(NvmlError::GpuLost) => tracing::debug!(index, "NVML says that this GPU is lost"),
+            Err(error) => return Err(error),
+        }
     }
     Ok(NvmlReading { driver, gpus })
+}
+
+/// One GPU, unless its UUID is none.
+fn read_gpu(nvml: &Nvml, index: u32) -> Result<Option<NvmlGpu>, NvmlError> {
+    let device = nvml.device_by_index(index)?;
+    let Ok(id) = device.uuid()?.parse() else { return Ok(None) };
+    let memory = device.memory_info()?;
+    Ok(Some(NvmlGpu {
+        id,
+        name: device.name().unwrap_or_else(|_| "unknown".to_owned()),
+        total: Bytes(memory.total),
+        used: Bytes(memory.used),
+        reserved: Bytes(memory.reserved),
+        process_memory: process_memory(&device),
+        link_rate: link_rate(&device),
+    }))
 }
 
 /// What processes hold in plain memory and contexts. Managed memory is never in it.

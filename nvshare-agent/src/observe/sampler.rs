@@ -6,7 +6,8 @@ use std::{
     time::Duration,
 };
 
-use nvshare_core::{Bytes, ClientId, ClientSample, GpuId, Input, Nanos};
+use nvshare_core::{Bytes, ClientId, ClientSample, GpuId, Input, ModeOrder, Nanos, Order};
+use tokio::sync::oneshot::{self, error::TryRecvError};
 
 use super::{
     blocks::{self, Blocks},
@@ -15,6 +16,7 @@ use super::{
         Fused, Raw,
         disagreement::{Comparer, Disagreement},
     },
+    hazards::{Hangs, Verdict},
     nvml::NvmlSource,
     raw::{RawBin, RawClient, RawGpu},
     room::{self, Holding, Plain, Rooms},
@@ -44,9 +46,12 @@ pub struct Sampler {
     comparer: Comparer,
     blocks: BTreeMap<(ClientId, GpuId), Blocks>,
     bins: u64,
+    /// The last bin, until the engine has taken it in.
+    pending: Option<oneshot::Receiver<()>>,
     last: Nanos,
     fault_busy: BTreeMap<GpuId, Nanos>,
     rooms: Rooms,
+    hangs: Hangs,
     previous: BTreeMap<(ClientId, GpuId), Previous>,
 }
 
@@ -96,9 +101,11 @@ impl Sampler {
             comparer: Comparer::default(),
             blocks: BTreeMap::new(),
             bins: 0,
+            pending: None,
             last: clock::now(),
             fault_busy: BTreeMap::new(),
             rooms: Rooms::default(),
+            hangs: Hangs::default(),
             previous: BTreeMap::new(),
         }
     }
@@ -122,6 +129,9 @@ impl Sampler {
 
     /// One round.
     fn bin(&mut self) {
+        if self.is_behind() {
+            return;
+        }
         let begin = clock::now();
         let mut facts = Vec::new();
         if self.bins.is_multiple_of(SLOW) {
@@ -165,7 +175,10 @@ impl Sampler {
             }
             let fault_busy = self.fault_busy(gpu, &reading);
             let said = RawGpu { gpu, interval, fault_busy, clients: on_gpu };
-            facts.push(Input::Sample { gpu, sample: said.sample() });
+            let sample = said.sample();
+            let verdict = self.hangs.bin(gpu, now, interval, fault_busy, &sample.clients);
+            facts.extend(verdict.and_then(|verdict| self.note_hang(gpu, verdict)));
+            facts.push(Input::Sample { gpu, sample });
             raw.gpus.push(said);
         }
         self.bpf.set_room(room);
@@ -174,14 +187,38 @@ impl Sampler {
         self.blocks.retain(|(client, _), _| alive.contains(client));
         self.comparer.retain(|client| alive.contains(&client));
         self.hub.metrics.sampler_seconds.observe(clock::now().since(begin).as_secs_f64());
-        if self.hub.driver.records() {
-            self.hub.driver.send_blocking(Command::Raw(raw));
-        }
-        self.hub.driver.send_blocking(Command::Facts(facts));
+        let (done_tx, done_rx) = oneshot::channel();
+        self.pending = Some(done_rx);
+        self.hub.driver.send_blocking(Command::Bin(raw, facts, done_tx));
         let news = self.rooms.news(room::available(), &self.plain(), &holdings);
         if !news.is_empty() {
             self.hub.driver.send_blocking(Command::Tell(news));
         }
+    }
+
+    /// Makes known that a driver hangs, or does no longer. The order that goes with it stays until an operator gives
+    /// another: nobody but him knows whether it was the over-commitment.
+    fn note_hang(&self, gpu: GpuId, verdict: Verdict) -> Option<Input> {
+        let hub = &self.hub;
+        let since = match verdict {
+            Verdict::Hangs(since) => Some(since),
+            Verdict::Recovered => None,
+        };
+        hub.hazards.set_hanging(gpu, since);
+        hub.metrics.emergency.with_label_values(&[&gpu.to_string()]).set(since.is_some().into());
+        if since.is_none() {
+            tracing::warn!(%gpu, "the driver serves faults again; clients are admitted, `nvsharectl set mode auto` ends exclusive mode");
+            return None;
+        }
+        tracing::error!(%gpu, "the driver's fault-service thread runs without getting anything done: it hangs. This GPU goes to exclusive mode, nobody new is admitted. See `dmesg`; the machine may need a restart");
+        Some(Input::Order(Order::Mode { gpu: Some(gpu), mode: ModeOrder::Exclusive }))
+    }
+
+    /// Whether the engine still works on the last bin. Then this one is left out, and the next is longer: bins that queue
+    /// up would make clients' answers wait behind figures of the past.
+    fn is_behind(&mut self) -> bool {
+        let pending = self.pending.as_mut().map(oneshot::Receiver::try_recv);
+        matches!(pending, Some(Err(TryRecvError::Empty)))
     }
 
     /// What each GPU holds that cannot be pushed out; a GPU that NVML does not describe is absent.
@@ -207,6 +244,9 @@ impl Sampler {
                     .map(|a| a.device)
                     .sum::<Bytes>()
             };
+            let products: Vec<&str> = reading.gpus.iter().map(|gpu| gpu.name.as_str()).collect();
+            let hazards = self.hub.hazards.note_driver(&reading.driver, &products);
+            self.hub.metrics.hazards.set(hazards as i64);
             facts.extend(self.hub.gpus.update(&reading, device));
             for gpu in &reading.gpus {
                 self.hub.metrics.gpu_described(gpu.id, &gpu.name, &reading.driver);

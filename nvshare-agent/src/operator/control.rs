@@ -2,7 +2,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use nvshare_core::{Nanos, Order};
 use serde::Serialize;
 use serde_json::Value;
 use tokio::{
@@ -14,17 +13,16 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
+    orders::{Wanted, carry_out},
     protocol::{Answer, REQUEST_MAX, Request},
     report::Desk,
 };
-use crate::driver::{Gone, PlanEvent};
+use crate::driver::{Gone, PlanEvent, Tapped};
 
 /// Operators served at one time.
 const OPERATORS: usize = 64;
 /// An operator must send its request, and take its answer, within this time.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Quanta that make sense.
-const QUANTUM: std::ops::RangeInclusive<Nanos> = Nanos::millis(10)..=Nanos::seconds(86_400);
 
 /// Serves operators until cancelled.
 pub async fn serve(listener: UnixListener, desk: Arc<Desk>, shutdown: CancellationToken) {
@@ -83,6 +81,7 @@ async fn converse(stream: UnixStream, desk: &Desk) -> std::io::Result<()> {
             .and_then(|line| Request::parse(line.trim_end()));
         match request {
             Ok(Request::Events { since_ms }) => return follow(desk, &mut write, since_ms).await,
+            Ok(Request::Record {}) => return record(desk, &mut write).await,
             Ok(request) => {
                 let answer = answer(desk, request).await;
                 say(desk, &mut write, answer).await?;
@@ -93,26 +92,27 @@ async fn converse(stream: UnixStream, desk: &Desk) -> std::io::Result<()> {
 }
 
 async fn answer(desk: &Desk, request: Request) -> Result<Value, String> {
+    if let Some(wanted) = Wanted::of(&request)? {
+        return json(Ok(carry_out(desk, wanted).await?));
+    }
     match request {
         Request::Status {} => json(desk.status().await),
         Request::Explain {} => json(desk.explain().await),
         Request::Clients {} => json(Ok(desk.clients())),
         Request::Doctor {} => json(Ok(desk.doctor())),
-        Request::SetMode { gpu, mode } => {
-            if let Some(gpu) = gpu.filter(|gpu| !desk.hub.gpus.all().contains_key(gpu)) {
-                let known: Vec<String> = desk.hub.gpus.all().keys().map(ToString::to_string).collect();
-                return Err(format!("no GPU {gpu} is known; known: {}", known.join(", ")));
-            }
-            json(desk.hub.driver.order(Order::Mode { gpu, mode }).await)
-        }
-        Request::SetQuantum { quantum } => {
-            if let Some(quantum) = quantum.filter(|quantum| !QUANTUM.contains(quantum)) {
-                return Err(format!("a quantum of {quantum} is out of range; expected 10 ms to 24 h"));
-            }
-            json(desk.hub.driver.order(Order::Quantum { quantum }).await)
-        }
-        // Taken by `converse`, which answers it with a stream.
-        Request::Events { .. } => Err("events cannot be answered with one line".to_owned()),
+        Request::Settings {} => json(Ok(desk.settings())),
+        Request::Overview {} => json(desk.overview().await),
+        // Carried out above.
+        Request::SetMode { .. }
+        | Request::SetQuantum { .. }
+        | Request::SetQuantumMax { .. }
+        | Request::SetOverhead { .. }
+        | Request::SetWeight { .. }
+        | Request::SetPriority { .. }
+        | Request::SetLimit { .. }
+        // Taken by `converse`, which answers them with a stream.
+        | Request::Record {}
+        | Request::Events { .. } => Err("this request has no answer of one line".to_owned()),
     }
 }
 
@@ -148,6 +148,21 @@ async fn follow(desk: &Desk, write: &mut OwnedWriteHalf, since_ms: Option<f64>) 
             Err(RecvError::Closed) => return Ok(()),
         }
     }
+}
+
+/// Sends a recording until the operator goes away.
+async fn record(desk: &Desk, write: &mut OwnedWriteHalf) -> std::io::Result<()> {
+    let Tapped { head, mut lines } = match desk.hub.driver.record().await {
+        Ok(tapped) => tapped,
+        Err(gone) => return say(desk, write, Err(gone.to_string())).await,
+    };
+    tracing::info!("an operator records the engine");
+    line(write, &Answer::Ok(serde_json::to_value(head)?)).await?;
+    while let Some(recorded) = lines.recv().await {
+        line(write, &Answer::Ok(serde_json::to_value(recorded)?)).await?;
+    }
+    let error = "the recording ends here: it was not taken fast enough, or the agent stops".to_owned();
+    say(desk, write, Err(error)).await
 }
 
 async fn say_event(write: &mut OwnedWriteHalf, event: &PlanEvent) -> std::io::Result<()> {

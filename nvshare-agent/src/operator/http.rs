@@ -1,12 +1,15 @@
-//! HTTP: `/metrics`, `/healthz` and a status page.
+//! HTTP: the status page, the same as JSON, `/metrics` and `/healthz`.
 
-use std::{convert::Infallible, fmt::Write as _, sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use http_body_util::Full;
 use hyper::{
     Method, Request, Response, StatusCode,
     body::{Bytes, Incoming},
-    header::CONTENT_TYPE,
+    header::{
+        CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, REFERRER_POLICY,
+        X_CONTENT_TYPE_OPTIONS,
+    },
     server::conn::http1,
     service::service_fn,
 };
@@ -14,7 +17,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{net::TcpListener, sync::Semaphore, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::{protocol::StatusReport, report::Desk};
+use super::{inventory, overview::OverviewReport, page, report::Desk};
 
 /// Connections served at one time; more wait.
 const CONNECTIONS: usize = 64;
@@ -72,23 +75,45 @@ async fn respond(request: &Request<Incoming>, desk: &Desk) -> Response<Full<Byte
                 text(StatusCode::SERVICE_UNAVAILABLE, "text/plain", "the engine does not answer\n".to_owned())
             }
         },
-        "/" => match desk.status().await {
-            Ok(status) => text(StatusCode::OK, "text/html; charset=utf-8", page(&status)),
+        "/" => picture(desk, "text/html; charset=utf-8", page::page).await,
+        "/live" => picture(desk, "text/html; charset=utf-8", page::live).await,
+        "/overview.json" => {
+            picture(desk, "application/json", |overview| {
+                serde_json::to_string(overview).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}"))
+                    + "\n"
+            })
+            .await
+        }
+        "/gpus.json" => match inventory::take(desk).await {
+            Ok(inventory) => {
+                let body = serde_json::to_string(&inventory).unwrap_or_else(|error| error.to_string());
+                text(StatusCode::OK, "application/json", body)
+            }
             Err(gone) => text(StatusCode::SERVICE_UNAVAILABLE, "text/plain", format!("{gone}\n")),
         },
         other => text(
             StatusCode::NOT_FOUND,
             "text/plain",
-            format!("nothing at {other}; there are /metrics, /healthz and /\n"),
+            format!("nothing at {other}; there are /, /overview.json, /metrics, /gpus.json and /healthz\n"),
         ),
+    }
+}
+
+/// The present, drawn.
+async fn picture(
+    desk: &Desk,
+    kind: &'static str,
+    draw: impl Fn(&OverviewReport) -> String,
+) -> Response<Full<Bytes>> {
+    match desk.overview().await {
+        Ok(overview) => text(StatusCode::OK, kind, draw(&overview)),
+        Err(gone) => text(StatusCode::SERVICE_UNAVAILABLE, "text/plain", format!("{gone}\n")),
     }
 }
 
 async fn metrics(desk: &Desk) -> Response<Full<Bytes>> {
     let rendered = match desk.hub.driver.seen().await {
-        Ok(seen) => {
-            desk.hub.metrics.render(&seen.view, &desk.sensors.all()).map_err(|error| error.to_string())
-        }
+        Ok(seen) => desk.metrics(&seen).map_err(|error| error.to_string()),
         Err(gone) => Err(gone.to_string()),
     };
     match rendered {
@@ -100,79 +125,13 @@ async fn metrics(desk: &Desk) -> Response<Full<Bytes>> {
 fn text(status: StatusCode, kind: &'static str, body: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(kind));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    if kind.starts_with("text/html") {
+        headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(page::policy()));
+    }
     response
-}
-
-fn escape(text: &str) -> String {
-    text.chars().fold(String::with_capacity(text.len()), |mut escaped, c| {
-        match c {
-            '&' => escaped.push_str("&amp;"),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '"' => escaped.push_str("&quot;"),
-            '\'' => escaped.push_str("&#39;"),
-            other => escaped.push(other),
-        }
-        escaped
-    })
-}
-
-/// The status as a page without scripts or foreign content.
-fn page(status: &StatusReport) -> String {
-    let mib = |bytes: u64| format!("{} MiB", bytes >> 20);
-    let mut html = String::from(
-        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><meta http-equiv=\"refresh\" content=\"2\">\
-         <title>nvshare</title><style>body{font:15px system-ui;margin:2rem;max-width:60rem}table{border-collapse:\
-         collapse;width:100%}th,td{text-align:left;padding:.25rem .75rem .25rem 0;border-bottom:1px solid #ccc}\
-         </style><h1>nvshare</h1>",
-    );
-    // Writing to a String does not fail.
-    for gpu in &status.gpus {
-        let _ = write!(
-            html,
-            "<h2>{}</h2><p>{}: <b>{}</b>{}. {} managed of {}.</p>\
-             <table><tr><th>client<th>program<th>pid<th>state<th>managed<th>had the GPU<th>waited</tr>",
-            escape(gpu.name.as_deref().unwrap_or("GPU")),
-            gpu.gpu,
-            gpu.mode,
-            gpu.reason.as_deref().map(|reason| format!(" ({})", escape(reason))).unwrap_or_default(),
-            mib(gpu.committed_bytes),
-            gpu.capacity_bytes.map_or_else(|| "an unknown amount".to_owned(), mib),
-        );
-        for client in &gpu.clients {
-            let _ = write!(
-                html,
-                "<tr><td>{}<td>{}<td>{}<td>{}<td>{}<td>{:.1} s<td>{:.1} s</tr>",
-                client.client,
-                escape(&client.name),
-                client.pid,
-                client.state,
-                mib(client.managed_bytes),
-                client.granted_s,
-                client.waited_s
-            );
-        }
-        html.push_str("</table>");
-    }
-    html.push_str("<h2>Sensors</h2><table>");
-    for sensor in &status.sensors {
-        let (state, detail) = match &sensor.state {
-            crate::observe::source::SensorState::Attached(detail) => ("attached", detail),
-            crate::observe::source::SensorState::Unavailable(reason) => ("unavailable", reason),
-        };
-        let _ = write!(html, "<tr><td>{}<td>{state}<td>{}</tr>", sensor.sensor, escape(detail));
-    }
-    html.push_str("</table></html>");
-    html
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_programs_name_cannot_inject_markup() {
-        assert_eq!(escape("<script>'&\""), "&lt;script&gt;&#39;&amp;&quot;");
-    }
 }

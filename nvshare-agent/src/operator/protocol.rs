@@ -3,16 +3,20 @@
 //! A request is `{"request": "status"}` and the like. The answer is `{"ok": …}` or `{"error": "…"}`; `events`
 //! is answered with one `{"ok": …}` for each change of plan until the operator closes the connection.
 
-use nvshare_core::{ClientId, GpuId, ModeOrder, Nanos};
+use std::path::PathBuf;
+
+use nvshare_core::{Bytes, ClientId, GpuId, ModeOrder, Nanos};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
     clients::client::ClientTotals,
+    config::overrides::Overrides,
     driver::PlanEvent,
     observe::{
         fusion::{Fused, disagreement::Disagreement},
         gaps::Gap,
+        hazards::HazardReport,
         source::SensorStatus,
     },
 };
@@ -39,13 +43,77 @@ pub enum Request {
         gpu: Option<GpuId>,
         /// The mode.
         mode: ModeOrder,
+        /// Also after a restart of the agent, as in every request that changes something.
+        #[serde(default)]
+        persist: bool,
     },
     /// Fix the quantum, or derive it again.
     SetQuantum {
         /// The quantum in nanoseconds; derived without one.
         #[serde(default)]
         quantum: Option<Nanos>,
+        /// As in `set_mode`.
+        #[serde(default)]
+        persist: bool,
     },
+    /// Bound the quantum, or go back to the configured bound.
+    SetQuantumMax {
+        /// The longest derived quantum in nanoseconds; the configured one without it.
+        #[serde(default)]
+        quantum_max: Option<Nanos>,
+        /// As in `set_mode`.
+        #[serde(default)]
+        persist: bool,
+    },
+    /// Set the share of GPU time that hand-overs may cost, or go back to the configured one.
+    SetOverhead {
+        /// Thousandths; the configured share without it.
+        #[serde(default)]
+        overhead_milli: Option<u32>,
+        /// As in `set_mode`.
+        #[serde(default)]
+        persist: bool,
+    },
+    /// Set the share of a client, or of a user's clients.
+    SetWeight {
+        /// Whose.
+        who: Who,
+        /// Thousandths of the default; what would hold without this order if absent.
+        #[serde(default)]
+        weight_milli: Option<u32>,
+        /// As in `set_mode`; for users only.
+        #[serde(default)]
+        persist: bool,
+    },
+    /// Set the class of a client, or of a user's clients.
+    SetPriority {
+        /// Whose.
+        who: Who,
+        /// A higher class runs first; what would hold without this order if absent.
+        #[serde(default)]
+        priority: Option<i32>,
+        /// As in `set_mode`; for users only.
+        #[serde(default)]
+        persist: bool,
+    },
+    /// Limit the memory of a client, or of each of a user's clients.
+    SetLimit {
+        /// Whose.
+        who: Who,
+        /// Bytes on each GPU; what would hold without this order if absent.
+        #[serde(default)]
+        bytes: Option<Bytes>,
+        /// As in `set_mode`; for users only.
+        #[serde(default)]
+        persist: bool,
+    },
+    /// What operators changed: [`SettingsReport`].
+    Settings {},
+    /// `status` with what came before: [`super::overview::OverviewReport`].
+    Overview {},
+    /// Everything that the engine is told and answers, as lines of a recording, until the operator closes the
+    /// connection.
+    Record {},
     /// Changes of plan as they happen: [`PlanEvent`]s.
     Events {
         /// Begin with those after this time (CLOCK_MONOTONIC milliseconds); without it, from here on.
@@ -56,8 +124,23 @@ pub enum Request {
 
 impl Request {
     /// The names of all requests.
-    pub const NAMES: [&str; 7] =
-        ["status", "clients", "explain", "doctor", "set_mode", "set_quantum", "events"];
+    pub const NAMES: [&str; 15] = [
+        "status",
+        "clients",
+        "explain",
+        "doctor",
+        "set_mode",
+        "set_quantum",
+        "set_quantum_max",
+        "set_overhead",
+        "set_weight",
+        "set_priority",
+        "set_limit",
+        "settings",
+        "overview",
+        "record",
+        "events",
+    ];
 
     /// Reads a request; the error says what would be right.
     pub fn parse(line: &str) -> Result<Self, String> {
@@ -73,6 +156,44 @@ impl Request {
         let name = name.to_owned();
         serde_json::from_value(value).map_err(|error| format!("request `{name}`: {error}"))
     }
+}
+
+/// Whom an order is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Who {
+    /// A client, by its number.
+    Client(ClientId),
+    /// The client that is this process.
+    Pid(u32),
+    /// Every client of this user, also those to come.
+    Uid(u32),
+}
+
+/// The answer to a request that changes something.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Done {
+    /// What holds from here on, for people.
+    pub said: String,
+    /// The clients that it concerns at once, if it is about clients.
+    pub clients: Vec<ClientId>,
+    /// The file that keeps it over a restart; absent if nothing does.
+    pub persisted: Option<PathBuf>,
+}
+
+/// The answer to `settings`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SettingsReport {
+    /// What differs from the configuration.
+    pub in_force: Overrides,
+    /// What of it will hold after a restart.
+    pub persisted: Overrides,
+    /// Where that is kept; absent if nothing can be.
+    pub file: Option<PathBuf>,
+    /// Share of GPU time that hand-overs may cost, with everything.
+    pub overhead: f64,
+    /// The longest derived quantum, with everything.
+    pub quantum_max_s: f64,
 }
 
 /// One line of an answer.
@@ -117,6 +238,9 @@ pub struct GpuReport {
     pub order: ModeOrder,
     /// Why the mode is what it is; absent before the first change.
     pub reason: Option<String>,
+    /// For how long its driver has hung; absent if it does not.
+    #[serde(default)]
+    pub hangs_s: Option<f64>,
     /// Memory of the card.
     pub total_bytes: Option<u64>,
     /// Memory in use, as NVML sees it.
@@ -158,12 +282,20 @@ pub struct GpuClientReport {
     pub device_bytes: u64,
     /// Share in thousandths of the default.
     pub weight_milli: u32,
+    /// Its class; a higher class runs first.
+    pub priority: i32,
+    /// The most it may hold on this GPU, by its own or the operator's word.
+    pub limit_bytes: Option<u64>,
     /// Time it had the GPU while it had work.
     pub granted_s: f64,
     /// Time it had work and no turn.
     pub waited_s: f64,
     /// Grants so far.
     pub grants: u64,
+    /// What it uses of its managed memory: at least, and at most.
+    pub working_set_bytes: (u64, u64),
+    /// Bytes that came back to it and would not have to if clients took turns.
+    pub refaulted_bytes: u64,
     /// What the driver did for it on this GPU.
     pub seen: ClientTotals,
     /// The last bin's figures, each with who says it and how sure it is.
@@ -223,6 +355,9 @@ pub struct DoctorReport {
     pub disagreements: Vec<Disagreement>,
     /// What the agent can do with them.
     pub verdict: String,
+    /// Published hangs of the driver in use.
+    #[serde(default)]
+    pub hazards: Vec<HazardReport>,
 }
 
 /// A sensor and how to get it.
@@ -246,6 +381,9 @@ mod tests {
         for name in Request::NAMES {
             let line = match name {
                 "set_mode" => r#"{"request":"set_mode","mode":"auto"}"#.to_owned(),
+                "set_weight" | "set_priority" | "set_limit" => {
+                    format!("{{\"request\":\"{name}\",\"who\":{{\"uid\":0}}}}")
+                }
                 other => format!("{{\"request\":\"{other}\"}}"),
             };
             Request::parse(&line).unwrap_or_else(|error| panic!("{name}: {error}"));

@@ -4,9 +4,13 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use nvshare_core::{Bytes, ClientId, ClientView, GpuView, Nanos};
 
-use super::protocol::{
-    ClientReport, ClientsReport, DoctorReport, ExplainReport, GpuClientReport, GpuReport, SensorAdvice,
-    StatusReport,
+use super::{
+    history::History,
+    overview::OverviewReport,
+    protocol::{
+        ClientReport, ClientsReport, DoctorReport, ExplainReport, GpuClientReport, GpuReport, SensorAdvice,
+        SettingsReport, StatusReport,
+    },
 };
 use crate::{
     clients::{
@@ -14,7 +18,8 @@ use crate::{
         session::Hub,
     },
     clock,
-    driver::{Gone, Seen},
+    driver::{Gone, Seen, millis},
+    metrics::Snapshot,
     observe::{
         gaps::gaps,
         gpus::{Gpu, Gpus},
@@ -22,6 +27,9 @@ use crate::{
         source::{SensorName, SensorState, SensorStatus},
     },
 };
+
+/// Changes of plan in an overview.
+const CHANGES_SHOWN: usize = 32;
 
 /// Everything that reports are made from.
 #[derive(Debug)]
@@ -34,22 +42,53 @@ pub struct Desk {
     pub started: Nanos,
     /// Where the HTTP server listens.
     pub metrics: Option<SocketAddr>,
+    /// What came before.
+    pub history: History,
 }
 
 impl Desk {
     /// The answer to `status`.
     pub async fn status(&self) -> Result<StatusReport, Gone> {
+        Ok(self.status_of(&self.hub.driver.seen().await?))
+    }
+
+    /// The answer to `overview`.
+    pub async fn overview(&self) -> Result<OverviewReport, Gone> {
         let seen = self.hub.driver.seen().await?;
+        let changes = seen.changes.iter().rev().take(CHANGES_SHOWN).rev().cloned().collect();
+        Ok(OverviewReport {
+            status: self.status_of(&seen),
+            t_ms: millis(seen.at),
+            changes,
+            history: self.history.all(),
+        })
+    }
+
+    /// The answer to `settings`.
+    pub fn settings(&self) -> SettingsReport {
+        let settings = &self.hub.settings;
+        let (in_force, persisted) = settings.overrides();
+        let engine = settings.engine();
+        SettingsReport {
+            in_force,
+            persisted,
+            file: settings.file().map(ToOwned::to_owned),
+            overhead: f64::from(engine.overhead) / 1e3,
+            quantum_max_s: engine.quantum_max.as_secs_f64(),
+        }
+    }
+
+    fn status_of(&self, seen: &Seen) -> StatusReport {
         let sensors = self.sensors.all();
-        Ok(StatusReport {
+        StatusReport {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             uptime_s: seen.at.since(self.started).as_secs_f64(),
             metrics: self.metrics.map(|address| address.to_string()),
-            gpus: self.gpus(&seen),
+            gpus: self.gpus(seen),
             gaps: gaps(&sensors),
             sensors,
-        })
+        }
     }
 
     /// The answer to `explain`.
@@ -79,24 +118,59 @@ impl Desk {
                 status,
             })
             .collect();
-        DoctorReport { sensors, gaps, disagreements: self.sensors.disagreements(), verdict }
+        DoctorReport {
+            sensors,
+            gaps,
+            disagreements: self.sensors.disagreements(),
+            verdict,
+            hazards: self.hub.hazards.known(),
+        }
+    }
+
+    /// The text of `/metrics`.
+    pub fn metrics(&self, seen: &Seen) -> Result<String, prometheus::Error> {
+        let clients = self.hub.registry.all();
+        let on_gpus =
+            clients.iter().flat_map(|client| client.gpus().into_iter().map(move |gpu| (client, gpu)));
+        self.hub.metrics.render(&Snapshot {
+            seen,
+            clock_origin_s: clock::origin_s(),
+            sensors: &self.sensors.all(),
+            totals: &on_gpus.map(|(client, gpu)| ((client.id, gpu), client.totals(gpu))).collect(),
+        })
     }
 
     fn gpus(&self, seen: &Seen) -> Vec<GpuReport> {
         let known = self.hub.gpus.all();
         let clients: BTreeMap<ClientId, Arc<Client>> =
             self.hub.registry.all().into_iter().map(|client| (client.id, client)).collect();
-        seen.view.gpus.iter().map(|view| gpu_report(view, known.get(&view.gpu), &clients)).collect()
+        let hanging = self.hub.hazards.hanging();
+        let report = |view: &GpuView| GpuReport {
+            hangs_s: hanging.get(&view.gpu).map(|since| seen.at.since(*since).as_secs_f64()),
+            clients: view
+                .clients
+                .iter()
+                .map(|on_gpu| {
+                    let client = clients.get(&on_gpu.client).map(AsRef::as_ref);
+                    let limit = client.and_then(|client| self.hub.settings.limit(client));
+                    gpu_client_report(on_gpu, view, client, limit)
+                })
+                .collect(),
+            ..gpu_report(view, known.get(&view.gpu))
+        };
+        seen.view.gpus.iter().map(report).collect()
     }
 }
 
-fn gpu_report(view: &GpuView, known: Option<&Gpu>, clients: &BTreeMap<ClientId, Arc<Client>>) -> GpuReport {
+/// A GPU without its clients.
+fn gpu_report(view: &GpuView, known: Option<&Gpu>) -> GpuReport {
     let nvml = known.and_then(|gpu| gpu.nvml.as_ref());
     GpuReport {
         gpu: view.gpu,
         name: nvml.map(|nvml| nvml.name.clone()),
         mode: view.mode.to_string(),
         order: view.order,
+        hangs_s: None,
         reason: view.last_change.as_ref().map(|change| change.reason.to_string()),
         total_bytes: nvml.map(|nvml| nvml.total.0),
         used_bytes: nvml.map(|nvml| nvml.used.0),
@@ -108,15 +182,16 @@ fn gpu_report(view: &GpuView, known: Option<&Gpu>, clients: &BTreeMap<ClientId, 
         stall: view.stall_milli.map(|milli| f64::from(milli) / 1e3),
         curable_refaulted_bytes: view.curable_refaults.0,
         own_refaulted_bytes: view.self_refaults.0,
-        clients: view
-            .clients
-            .iter()
-            .map(|on_gpu| gpu_client_report(on_gpu, view, clients.get(&on_gpu.client).map(AsRef::as_ref)))
-            .collect(),
+        clients: Vec::new(),
     }
 }
 
-fn gpu_client_report(view: &ClientView, gpu: &GpuView, client: Option<&Client>) -> GpuClientReport {
+fn gpu_client_report(
+    view: &ClientView,
+    gpu: &GpuView,
+    client: Option<&Client>,
+    limit: Option<Bytes>,
+) -> GpuClientReport {
     GpuClientReport {
         client: view.client,
         name: client.map(|client| client.name.clone()).unwrap_or_default(),
@@ -125,9 +200,13 @@ fn gpu_client_report(view: &ClientView, gpu: &GpuView, client: Option<&Client>) 
         managed_bytes: view.managed.0,
         device_bytes: view.device.0,
         weight_milli: view.weight_milli,
+        priority: view.priority,
+        limit_bytes: limit.map(|limit| limit.0),
         granted_s: view.granted.as_secs_f64(),
         waited_s: view.waited.as_secs_f64(),
         grants: view.grants,
+        working_set_bytes: (view.working_set_low.0, view.working_set_high.0),
+        refaulted_bytes: view.curable_refaults.0,
         seen: client.map(|client| client.totals(gpu.gpu)).unwrap_or_default(),
         figures: client.map(|client| client.figures(gpu.gpu)).unwrap_or_default(),
     }

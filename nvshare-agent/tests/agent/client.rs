@@ -121,12 +121,17 @@ impl ScriptedClient {
     /// A client that works on the GPU.
     pub(crate) fn working(agent: &Agent) -> Self {
         let client = Self::join(agent);
-        client.page.gpu().contexts.store(1, Ordering::Relaxed);
-        client.page.gpu().inside.store(1, Ordering::Relaxed);
-        client.page.gpu().managed.store(100 << 20, Ordering::Relaxed);
-        client.page.0.slots.store(1, Ordering::Relaxed);
-        client.say(&ClientMessage::UseGpu { slot: 0, gpu: GPU });
+        client.begin_work();
         client
+    }
+
+    /// Begins to work on the GPU.
+    pub(crate) fn begin_work(&self) {
+        self.page.gpu().contexts.store(1, Ordering::Relaxed);
+        self.page.gpu().inside.store(1, Ordering::Relaxed);
+        self.page.gpu().managed.store(100 << 20, Ordering::Relaxed);
+        self.page.0.slots.store(1, Ordering::Relaxed);
+        self.say(&ClientMessage::UseGpu { slot: 0, gpu: GPU });
     }
 
     /// Sends a message. The agent may have ended the session meanwhile: the next `receive` says so.

@@ -180,7 +180,7 @@ fn a_slow_http_client_does_not_keep_others_from_metrics() {
     let address = agent.status()["metrics"].as_str().unwrap().to_owned();
     let _slow: Vec<_> = (0..8).map(|_| std::net::TcpStream::connect(&address).unwrap()).collect();
     assert!(agent.http("/metrics").1.contains("nvshare_build_info"));
-    assert!(agent.http("/").1.contains("<h2>Sensors"));
+    assert!(agent.http("/").1.contains("Sensors</h2>"));
     assert!(agent.http("/nothing").0.contains("404"));
 }
 

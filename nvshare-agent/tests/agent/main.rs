@@ -7,6 +7,8 @@ mod client;
 mod configuration;
 mod control;
 mod documentation;
+mod limits;
 mod process;
 mod sessions;
+mod settings;
 mod turns;

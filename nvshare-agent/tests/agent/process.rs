@@ -53,6 +53,18 @@ impl Agent {
         Self::start_with("", &[])
     }
 
+    /// With more configuration, and a log of errors only.
+    #[allow(dead_code, reason = "for the benchmark only")]
+    pub(crate) fn start_quietly(config: &str) -> Self {
+        Self::start_with(config, &["--log", "error"])
+    }
+
+    /// Its process id.
+    #[allow(dead_code, reason = "for the benchmark only")]
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// With more configuration and arguments.
     pub(crate) fn start_with(config: &str, arguments: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
@@ -170,7 +182,9 @@ fn spawn(dir: &Path, arguments: &[&str]) -> Child {
         .arg(dir.join("nvshare.toml"))
         .arg("--run-dir")
         .arg(dir.join("run"))
-        .args(["--metrics-listen", "127.0.0.1:0", "--log", "info,nvshare_agent=debug"])
+        .args(["--metrics-listen", "127.0.0.1:0"])
+        // Arguments may say otherwise.
+        .env("NVSHARE_LOG", "info,nvshare_agent=debug")
         .args(arguments)
         .stdin(Stdio::null())
         .stderr(log)

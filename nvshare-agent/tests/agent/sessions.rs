@@ -33,6 +33,21 @@ fn registering_and_closing_fifty_times_leaves_nothing_behind() {
 }
 
 #[test]
+fn a_client_that_leaves_takes_its_series_with_it_and_no_other_clients() {
+    let agent = Agent::start();
+    let (first, second) = (ScriptedClient::working(&agent), ScriptedClient::working(&agent));
+    let series_of = |client: u64| {
+        let label = format!("client=\"c{client}\"");
+        agent.http("/metrics").1.lines().filter(|line| line.contains(&label)).count()
+    };
+    let (gone, staying) = (first.id, second.id);
+    wait_for("both to be shown", || (series_of(gone) > 0 && series_of(staying) > 0).then_some(()));
+    drop(first);
+    wait_for("the first to be gone", || (series_of(gone) == 0).then_some(()));
+    assert!(series_of(staying) > 0);
+}
+
+#[test]
 fn closing_without_a_word_is_no_offence() {
     let agent = Agent::start();
     for _ in 0..10 {

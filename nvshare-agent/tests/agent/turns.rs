@@ -56,6 +56,13 @@ fn play(client: ScriptedClient, stage: Arc<Stage>, grants: Arc<AtomicU32>) -> th
     })
 }
 
+/// Plays a well-behaved client until its connection ends; its grants so far.
+pub(crate) fn play_alone(client: ScriptedClient) -> Arc<AtomicU32> {
+    let grants: Arc<AtomicU32> = Arc::default();
+    play(client, Arc::default(), Arc::clone(&grants));
+    grants
+}
+
 #[test]
 fn two_clients_take_turns_in_exclusive_mode_and_share_again_when_told() {
     let agent = Agent::start();

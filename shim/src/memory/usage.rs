@@ -18,9 +18,10 @@ pub(crate) struct Room {
 const CONTEXT_BYTES: u64 = 512 << 20;
 
 impl Room {
-    /// The room on a GPU of `total` bytes.
-    pub(crate) fn of(total: u64, config: &Config) -> Self {
-        let limit = config.memory_limit.unwrap_or(u64::MAX);
+    /// The room on a GPU of `total` bytes, of which the administrator allows `allowed`; 0 is any amount.
+    pub(crate) fn of(total: u64, config: &Config, allowed: u64) -> Self {
+        let allowed = if allowed == 0 { u64::MAX } else { allowed };
+        let limit = config.memory_limit.unwrap_or(u64::MAX).min(allowed);
         let device = if config.allow_oversub { u64::MAX } else { total };
         Self { total, limit, bound: limit.min(device) }
     }
@@ -102,7 +103,7 @@ mod tests {
     const GIB: u64 = 1 << 30;
 
     fn room(total: u64, limit: Option<u64>, allow_oversub: bool) -> Room {
-        Room::of(total, &Config { memory_limit: limit, allow_oversub, ..Config::default() })
+        Room::of(total, &Config { memory_limit: limit, allow_oversub, ..Config::default() }, 0)
     }
 
     #[test]
@@ -124,6 +125,17 @@ mod tests {
         assert_eq!(room(4 * GIB, Some(8 * GIB), false).told_total(), 4 * GIB);
         assert_eq!(limited.information(GIB, 76 * GIB).0, 2 * GIB + GIB / 2, "what others hold for good");
         assert_eq!(limited.information(GIB, 90 * GIB).0, 0);
+    }
+
+    #[test]
+    fn of_the_programs_own_limit_and_the_administrators_the_tighter_one_holds() {
+        let told = |own, allowed| {
+            Room::of(80 * GIB, &Config { memory_limit: own, ..Config::default() }, allowed).told_total()
+        };
+        assert_eq!(told(None, 0), 80 * GIB);
+        assert_eq!(told(None, 8 * GIB), 8 * GIB);
+        assert_eq!(told(Some(4 * GIB), 8 * GIB), 4 * GIB, "the administrator's limit raises nothing");
+        assert_eq!(told(Some(16 * GIB), 8 * GIB), 8 * GIB);
     }
 
     #[test]

@@ -245,6 +245,11 @@ pub enum AgentMessage {
         /// in, less what the other clients hold.
         host: u64,
     },
+    /// Kind 7: the administrator limits what this client may hold on each GPU, from here on; what it holds stays.
+    Limit {
+        /// Bytes on each GPU, 0 for no limit.
+        bytes: u64,
+    },
     /// Kind 5: the session ends.
     Refused {
         /// Why.
@@ -371,6 +376,9 @@ impl AgentMessage {
             Self::Room { gpu, unevictable, host } => Encoded::new(6, |w| {
                 w.bytes(gpu).u64(*unevictable).u64(*host);
             }),
+            Self::Limit { bytes } => Encoded::new(7, |w| {
+                w.u64(*bytes);
+            }),
         }
     }
 
@@ -384,6 +392,7 @@ impl AgentMessage {
             4 => Self::Alive,
             5 => Self::Refused { code: RefusalCode::decode(r.u16()?)?, detail: Label::decode(r.array()?)? },
             6 => Self::Room { gpu: r.array()?, unevictable: r.u64()?, host: r.u64()? },
+            7 => Self::Limit { bytes: r.u64()? },
             other => return Err(MessageError::UnknownKind(other)),
         };
         r.finish()?;

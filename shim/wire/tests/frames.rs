@@ -38,6 +38,7 @@ fn agent_messages() -> Vec<AgentMessage> {
         AgentMessage::Revoke { gpu: GPU, epoch: 4, drain_ms: 1000, shortfall: 5 },
         AgentMessage::Alive,
         AgentMessage::Room { gpu: GPU, unevictable: 7 << 30, host: u64::MAX },
+        AgentMessage::Limit { bytes: 3 << 30 },
     ];
     for code in [
         RefusalCode::Version,
@@ -103,7 +104,7 @@ fn kinds_that_nobody_sends_are_unknown_and_no_other_error() {
     for kind in [0, 8, 1000, u16::MAX] {
         assert_eq!(ClientMessage::decode(kind, &[1, 2, 3]), Err(MessageError::UnknownKind(kind)));
     }
-    for kind in [0, 7, 1000, u16::MAX] {
+    for kind in [0, 8, 1000, u16::MAX] {
         assert_eq!(AgentMessage::decode(kind, &[]), Err(MessageError::UnknownKind(kind)));
     }
 }

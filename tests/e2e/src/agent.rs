@@ -2,6 +2,7 @@
 
 use std::{
     io::{BufRead as _, BufReader},
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Command, Output},
     sync::mpsc,
@@ -40,6 +41,17 @@ impl Agent {
 
     /// The same with further arguments.
     pub fn start_with(binaries: &Binaries, config: &Path, run_dir: &Path, extra: &[&str]) -> Result<Self> {
+        Self::start_within(binaries, config, run_dir, extra, None)
+    }
+
+    /// The same for an agent that may have only so many descriptors open.
+    pub fn start_within(
+        binaries: &Binaries,
+        config: &Path,
+        run_dir: &Path,
+        extra: &[&str],
+        descriptors: Option<u64>,
+    ) -> Result<Self> {
         std::fs::create_dir_all(run_dir).with_context(|| format!("creating {}", run_dir.display()))?;
         let mut command = Command::new(binaries.agent());
         command
@@ -51,6 +63,9 @@ impl Agent {
             .args(["--metrics-listen", "127.0.0.1:0"])
             .args(extra)
             .env_remove("NVSHARE_RUN_DIR");
+        if let Some(descriptors) = descriptors {
+            limit_descriptors(&mut command, descriptors);
+        }
         let log = run_dir.with_extension("agent.log");
         let mut process = Guarded::spawn("the agent", &mut command, &log, false)?;
         let ctl = binaries.ctl();
@@ -106,6 +121,12 @@ impl Agent {
         Ok(mode.to_owned())
     }
 
+    /// Where it serves its metrics.
+    pub fn metrics_address(&self) -> Result<String> {
+        let status = self.ctl_json(&["status", "--json"])?;
+        Ok(status["metrics"].as_str().context("the agent serves no metrics")?.to_owned())
+    }
+
     /// Waits until the only GPU runs in `mode`.
     pub fn wait_for_mode(&self, mode: &str, within: Duration) -> Result<()> {
         wait_until(&format!("the plan to be {mode}"), within, || Ok((self.mode()? == mode).then_some(())))
@@ -131,16 +152,28 @@ impl Agent {
     }
 }
 
+/// Lets the child open only so many descriptors, and not raise the limit.
+fn limit_descriptors(command: &mut Command, descriptors: u64) {
+    let limit = libc::rlimit { rlim_cur: descriptors, rlim_max: descriptors };
+    // SAFETY: only a system call that is safe after a fork.
+    unsafe {
+        command.pre_exec(move || match libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        });
+    }
+}
+
 impl Events {
     /// The next change, if one has come.
     pub fn next(&self) -> Option<Value> {
         self.lines.try_recv().ok()
     }
 
-    /// The next change to `mode`.
-    pub fn wait_for_mode(&self, mode: &str, within: Duration) -> Result<Value> {
-        wait_until(&format!("the plan to become {mode}"), within, || {
-            Ok(std::iter::from_fn(|| self.next()).find(|event| event["to"] == mode))
+    /// The next change away from `shared`: to turns of single jobs or of sets.
+    pub fn wait_for_turns(&self, within: Duration) -> Result<Value> {
+        wait_until("clients to take turns", within, || {
+            Ok(std::iter::from_fn(|| self.next()).find(|event| event["to"] != "shared"))
         })
     }
 }

@@ -8,6 +8,8 @@ use anyhow::{Context as _, Result, ensure};
 #[derive(Clone, Debug)]
 pub struct Binaries {
     dir: PathBuf,
+    /// The root that a package was unpacked to; what it holds is taken from there.
+    installed: Option<PathBuf>,
 }
 
 impl Binaries {
@@ -27,7 +29,7 @@ impl Binaries {
 
     /// The programs in `dir`, for who needs but some of them and has just built those.
     pub(crate) fn unchecked(dir: &Path) -> Self {
-        Self { dir: dir.to_owned() }
+        Self { dir: dir.to_owned(), installed: None }
     }
 
     /// The programs beside the running test executable.
@@ -37,6 +39,18 @@ impl Binaries {
         Self::in_dir(dir)
     }
 
+    /// What a package has brought below `root`, and the rest from `dir`.
+    pub fn installed_in(root: &Path, dir: &Path) -> Self {
+        Self { dir: dir.to_owned(), installed: Some(root.to_owned()) }
+    }
+
+    fn shipped(&self, folder: &str, name: &str) -> PathBuf {
+        match &self.installed {
+            Some(root) => root.join(folder).join(name),
+            None => self.dir.join(name),
+        }
+    }
+
     /// The folder that holds them all.
     pub fn dir(&self) -> &Path {
         &self.dir
@@ -44,12 +58,17 @@ impl Binaries {
 
     /// The agent.
     pub fn agent(&self) -> PathBuf {
-        self.dir.join("nvshare-agent")
+        self.shipped("usr/bin", "nvshare-agent")
     }
 
     /// The operator's tool.
     pub fn ctl(&self) -> PathBuf {
-        self.dir.join("nvsharectl")
+        self.shipped("usr/bin", "nvsharectl")
+    }
+
+    /// The Kubernetes device plugin.
+    pub fn device_plugin(&self) -> PathBuf {
+        self.shipped("usr/bin", "nvshare-device-plugin")
     }
 
     /// The simulator.
@@ -69,7 +88,7 @@ impl Binaries {
 
     /// The library that is preloaded into users' programs.
     pub fn shim(&self) -> PathBuf {
-        self.dir.join("libnvshare.so")
+        self.shipped("usr/lib/nvshare", "libnvshare.so")
     }
 }
 

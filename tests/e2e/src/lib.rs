@@ -7,26 +7,35 @@
 pub mod agent;
 pub mod api;
 pub mod binaries;
+pub mod browser;
+pub mod chaos;
 pub mod compile;
 pub mod cuda;
+pub mod dashboards;
 pub mod denied;
 pub mod headers;
 pub mod process;
 pub mod program;
+pub mod prometheus;
 pub mod pypi;
 pub mod runtime;
 pub mod scene;
 pub mod scripted;
 pub mod simulator;
+pub mod terminal;
 pub mod workload;
 
 pub use agent::Agent;
 pub use binaries::Binaries;
+pub use browser::Browser;
 pub use cuda::Cuda;
+pub use dashboards::Dashboard;
 pub use process::{monotonic_ms, wait_until};
+pub use prometheus::Prometheus;
 pub use scene::Scene;
 pub use scripted::ScriptedAgent;
 pub use simulator::{Simulator, SimulatorOptions};
+pub use terminal::Terminal;
 pub use workload::{Workload, WorkloadOptions};
 
 /// Whether a missing part of the machine (root, FUSE, a package) must fail instead of being skipped.

@@ -20,6 +20,18 @@ const FRESH: Duration = Duration::from_hours(24);
 /// # Panics
 /// Where nothing may be skipped, or the target folder cannot be written.
 pub fn fetched(requirement: &str) -> Option<PathBuf> {
+    fetch(requirement, &["--no-deps"])
+}
+
+/// The same with the packages that it needs: a folder for `PYTHONPATH`.
+///
+/// # Panics
+/// As [`fetched`].
+pub fn fetched_to_run(requirement: &str) -> Option<PathBuf> {
+    fetch(requirement, &[])
+}
+
+fn fetch(requirement: &str, how: &[&str]) -> Option<PathBuf> {
     let cache = profile_dir().parent().expect("a target folder").join("pypi");
     fs::create_dir_all(&cache).expect("a folder for packages");
     let lock = File::create(cache.join("lock")).expect("a lock for the packages");
@@ -30,7 +42,7 @@ pub fn fetched(requirement: &str) -> Option<PathBuf> {
         return Some(place);
     }
     let part = cache.join(format!("{requirement}.part"));
-    match install(requirement, &part) {
+    match install(requirement, how, &part) {
         Ok(()) => {
             fs::remove_dir_all(&place).ok();
             fs::rename(&part, &place).expect("a place for the package");
@@ -45,10 +57,12 @@ pub fn fetched(requirement: &str) -> Option<PathBuf> {
     Some(place)
 }
 
-fn install(requirement: &str, into: &Path) -> Result<(), String> {
+fn install(requirement: &str, how: &[&str], into: &Path) -> Result<(), String> {
     fs::remove_dir_all(into).ok();
     let output = Command::new("python3")
-        .args(["-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:", "--target"])
+        .args(["-m", "pip", "install", "--quiet", "--only-binary=:all:"])
+        .args(how)
+        .arg("--target")
         .arg(into)
         .arg(requirement)
         .output()

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{
     binaries::Binaries,
@@ -84,6 +84,23 @@ impl Simulator {
     /// The simulator's process id.
     pub fn id(&self) -> u32 {
         self.process.id()
+    }
+
+    /// Lets something happen to a card, as `nvshare-gpu-sim fault` takes it: `lost`, `back`, `link 0.5`.
+    pub fn fault(&self, binaries: &Binaries, gpu: usize, what: &str) -> Result<()> {
+        let mut command = Command::new(binaries.simulator());
+        command.arg("fault").arg("--dir").arg(&self.dir).args(["--gpu", &gpu.to_string()]);
+        let output = command.args(what.split_whitespace()).output().context("running the simulator")?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    }
+
+    /// What the simulator has counted.
+    pub fn stats(&self, binaries: &Binaries) -> Result<serde_json::Value> {
+        let mut command = Command::new(binaries.simulator());
+        let output = command.args(["stats", "--json", "--dir"]).arg(&self.dir).output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(serde_json::from_slice(&output.stdout)?)
     }
 
     /// What the simulator said.

@@ -104,6 +104,11 @@ impl Workload {
         serde_json::from_str(last).with_context(|| format!("{} printed {last}", self.name))
     }
 
+    /// Where it says what sweeps it has done. The file grows with each.
+    pub fn progress_file(&self) -> &Path {
+        &self.progress
+    }
+
     /// The sweeps done so far.
     pub fn stamps(&self) -> Result<Vec<Stamp>> {
         let text = match std::fs::read_to_string(&self.progress) {

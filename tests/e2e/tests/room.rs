@@ -85,3 +85,68 @@ fn a_program_is_not_told_memory_as_free_that_others_hold_for_good() {
         }
     }
 }
+
+/// The limit that an operator sets holds for a program that runs already: it is told so, and what goes beyond fails.
+#[test]
+fn an_operators_limit_holds_for_a_running_program_until_it_is_taken_back() {
+    const TEST: &str = "an_operators_limit_holds_for_a_running_program_until_it_is_taken_back";
+    if role().is_some() {
+        let cuda = Cuda::open();
+        let total = || {
+            let (mut free, mut total) = (0, 0);
+            let code =
+                call!(cuda, "cuMemGetInfo" 3020, &raw mut free => *mut usize, &raw mut total => *mut usize);
+            assert_eq!(code, 0);
+            total
+        };
+        let allocated = |bytes: usize| {
+            let mut address = 0;
+            call!(cuda, "cuMemAlloc" 3020, &raw mut address => *mut u64, bytes => usize)
+        };
+        let becomes = |wanted: usize| {
+            wait_until("another size", PATIENCE, || Ok((total() == wanted).then_some(()))).unwrap();
+        };
+        // A session begins with the first allocation.
+        assert_eq!(allocated(60 * MIB), 0);
+        println!("began");
+        becomes(100 * MIB);
+        assert_eq!(allocated(50 * MIB), 2, "out of memory: 110 of 100 MiB");
+        assert_eq!(allocated(30 * MIB), 0, "what is within the limit is given");
+        println!("limited");
+        becomes(256 * MIB);
+        assert_eq!(allocated(50 * MIB), 0);
+        return;
+    }
+    let host = Host::new("256MiB");
+    let binaries = Binaries::of_this_test().unwrap();
+    let run_dir = host.home().join("run");
+    let agent = Agent::start(&binaries, &host.simulator().agent_config(), &run_dir).unwrap();
+    let mut command = host.shimmed(TEST, "program", &run_dir);
+    let mut program = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(program.stdout.take().unwrap());
+    let mut hear = |word: &str| {
+        let mut line = String::new();
+        while !line.contains(word) {
+            line.clear();
+            assert_ne!(lines.read_line(&mut line).unwrap(), 0, "it ended before it said {word}");
+        }
+    };
+    // The session may begin a moment after the program said so.
+    let set = |limit: &str| {
+        let pid = program.id().to_string();
+        wait_until("the agent to take the limit", PATIENCE, || {
+            let output = agent.ctl(&["set", "limit", limit, "--client", &pid])?;
+            Ok(output.status.success().then_some(()))
+        })
+        .unwrap();
+    };
+    hear("began");
+    set("100MiB");
+    hear("limited");
+    set("none");
+    let mut rest = String::new();
+    std::io::Read::read_to_string(&mut lines, &mut rest).unwrap();
+    let mut output = program.wait_with_output().unwrap();
+    output.stdout = rest.into_bytes();
+    passed(&output);
+}

@@ -13,14 +13,14 @@ fn thrash_on_one_gpu_leaves_the_other_shared() -> Result<()> {
     let events = scene.agent.events()?;
     let calm = scene.sweep("calm", "200MiB", "3s", &["--gpu", "1"])?;
     let thrashing = ["x", "y", "z"].map(|name| scene.sweep(name, "450MiB", "1500ms", &["--gpu", "0"]));
-    let change = events.wait_for_mode("exclusive", PATIENCE)?;
-    let exclusive = change["gpu"].as_str().context("event without gpu")?.to_owned();
+    let change = events.wait_for_turns(PATIENCE)?;
+    let turns = change["gpu"].as_str().context("event without gpu")?.to_owned();
 
     let status = scene.agent.ctl_json(&["status", "--json"])?;
     let gpus = status["gpus"].as_array().context("status without gpus")?;
     assert_eq!(gpus.len(), 2);
     for gpu in gpus {
-        if gpu["gpu"] != exclusive.as_str() {
+        if gpu["gpu"] != turns.as_str() {
             assert_eq!(gpu["mode"], "shared", "{status}");
         }
     }

@@ -5,6 +5,7 @@
 mod bench;
 mod cuda;
 mod direct;
+mod hostile;
 mod nvml;
 mod pattern;
 mod quantity;
@@ -24,6 +25,8 @@ struct Arguments {
 enum Workload {
     /// Sweep over memory again and again until a given amount of GPU work is done.
     Sweep(sweep::Options),
+    /// Misbehave towards an agent in one of several ways, for a while.
+    Hostile(hostile::Options),
     /// Measure what a benchmark asks for on standard input.
     Bench(bench::Options),
 }
@@ -31,6 +34,7 @@ enum Workload {
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().workload {
         Workload::Sweep(options) => sweep::run(&options),
+        Workload::Hostile(options) => hostile::run(&options),
         Workload::Bench(options) => bench::run(&options),
     }
 }

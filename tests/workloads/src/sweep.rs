@@ -48,6 +48,9 @@ pub(crate) struct Options {
     /// Append one JSON line per sweep to this file: name, t_ms (CLOCK_MONOTONIC, milliseconds), sweep.
     #[arg(long)]
     progress_file: Option<PathBuf>,
+    /// End after the sweep in which this file appears, as if the work were done.
+    #[arg(long)]
+    stop_file: Option<PathBuf>,
     /// Read all memory back at the end and check every word.
     #[arg(long)]
     verify: bool,
@@ -127,11 +130,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     cuda.clear(address, bytes)?;
     cuda.synchronize()?;
 
-    let sweeps = options.gpu_work.div_duration_f64(options.sweep_time).ceil().max(1.0) as u32;
+    let planned = options.gpu_work.div_duration_f64(options.sweep_time).ceil().max(1.0) as u32;
     let pause = options.sweep_time.mul_f64((1.0 - options.duty) / options.duty);
     let gpu_ns = u64::try_from(options.sweep_time.as_nanos()).context("--sweep-time is too long")?;
     let (mut stalls, mut stalled, mut longest) = (0_u32, Duration::ZERO, Duration::ZERO);
-    for sweep in 0..sweeps {
+    let mut sweeps = 0;
+    while sweeps < planned && !options.stop_file.as_ref().is_some_and(|file| file.exists()) {
         let began = Instant::now();
         cuda.launch(kernel, address, bytes, gpu_ns, VALUE)?;
         cuda.synchronize()?;
@@ -142,9 +146,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             stalled += took.saturating_sub(options.sweep_time);
         }
         if let Some(file) = &mut progress {
-            let stamp = json!({"name": options.name, "t_ms": monotonic_ms(), "sweep": sweep});
+            let stamp = json!({"name": options.name, "t_ms": monotonic_ms(), "sweep": sweeps});
             writeln!(file, "{stamp}").context("writing the progress file")?;
         }
+        sweeps += 1;
         if !pause.is_zero() {
             std::thread::sleep(pause);
         }

@@ -5,9 +5,11 @@ use std::{path::Path, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use nvshare_tests::{
     Agent, Binaries, Simulator, SimulatorOptions, Workload, WorkloadOptions, agent::Events, monotonic_ms,
-    wait_until,
+    prometheus::unix_s, wait_until,
 };
 use serde::Serialize;
+
+use super::observed::{Moments, Watch};
 
 /// Who decides.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -16,6 +18,16 @@ pub(super) enum Policy {
     Auto,
     /// The operator, once: share, whatever happens.
     AlwaysShared,
+}
+
+impl Policy {
+    /// The name of a run's instance, where it is watched.
+    const fn instance(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::AlwaysShared => "shared",
+        }
+    }
 }
 
 /// A change of plan, in milliseconds since the first program started.
@@ -45,6 +57,7 @@ pub(super) struct Arm {
     pub(super) clients: Vec<Finish>,
     /// What the agent said that it could not know.
     pub(super) gaps: Vec<String>,
+    pub(super) moments: Moments,
 }
 
 /// How long the first two run alone, so that it can be seen that they fit.
@@ -71,6 +84,7 @@ impl Arm {
         policy: Policy,
         tables: &str,
         limit: Option<Duration>,
+        mut watch: Option<&mut Watch>,
     ) -> Result<Self> {
         let simulator = Simulator::start(binaries, &dir.join("sim"), &SimulatorOptions::default())?;
         let agent = Agent::start(binaries, &simulator.agent_config_with("demo", tables)?, &dir.join("run"))?;
@@ -78,7 +92,11 @@ impl Arm {
             let order = agent.ctl(&["set", "mode", "shared"])?;
             ensure!(order.status.success(), "nvsharectl: {}", String::from_utf8_lossy(&order.stderr));
         }
+        if let Some(watch) = watch.as_mut() {
+            watch.scrape(policy.instance(), &agent)?;
+        }
         let events = agent.events()?;
+        let mut moments = Moments { start: unix_s(), ..Moments::default() };
         let mut telling = Telling { start_ms: monotonic_ms(), detected_ms: None, switches: Vec::new() };
         let start = |name, gpu_work| {
             Workload::start(binaries, &simulator, Some(agent.run_dir()), dir, &program(name, gpu_work))
@@ -93,6 +111,7 @@ impl Arm {
         })?;
         ensure!(telling.switches.is_empty(), "the plan changed although a and b fit");
         clients.push(start("c", "1500ms")?);
+        moments.third = unix_s();
         telling.say("c starts; together they need more than the card has");
 
         let deadline_ms = limit.map(|limit| telling.start_ms + limit.as_secs_f64() * 1e3);
@@ -103,6 +122,9 @@ impl Arm {
                 if ended.is_none() && client.process().finished()?.is_some() {
                     *ended = Some(monotonic_ms());
                     telling.say(&format!("{} ends", client.name()));
+                    if let Some(watch) = watch.as_mut() {
+                        watch.midway(&agent)?;
+                    }
                 }
             }
             if ended_ms.iter().all(Option::is_some) {
@@ -113,6 +135,7 @@ impl Arm {
         let end_ms =
             if all_done { ended_ms.iter().flatten().copied().fold(0.0, f64::max) } else { monotonic_ms() };
 
+        moments.end = unix_s();
         let mut endings = Vec::new();
         if all_done {
             for client in &mut clients {
@@ -132,6 +155,10 @@ impl Arm {
         let doctor = agent.ctl_json(&["doctor", "--json"])?;
         let gaps = doctor["gaps"].as_array().context("doctor names no gaps")?;
         let gaps = gaps.iter().map(gap_text).collect::<Result<_>>()?;
+        if let Some(watch) = watch.as_mut() {
+            watch.settled(policy.instance())?;
+        }
+        moments.settled = unix_s();
         Ok(Self {
             makespan_s: (end_ms - telling.start_ms) / 1e3,
             stopped: !all_done,
@@ -140,6 +167,7 @@ impl Arm {
             final_mode: if settled.is_ok() { "shared".to_owned() } else { agent.mode()? },
             clients: endings,
             gaps,
+            moments,
         })
     }
 }

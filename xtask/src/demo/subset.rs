@@ -43,7 +43,7 @@ pub(super) fn run(binaries: &Binaries, dir: &Path, wanted: &[String], json: bool
     let sees_bytes = subset.has("uvm-kprobe") || subset.has("uvm-counters");
     eprintln!("\nnvshare decides with {} only (a 1 GiB card; 400 MiB each)", subset.on.join(" and "));
     let limit = (!sees_bytes).then_some(BLIND_LIMIT);
-    let arm = Arm::run(binaries, &dir.join("subset"), Policy::Auto, &subset.tables(), limit)?;
+    let arm = Arm::run(binaries, &dir.join("subset"), Policy::Auto, &subset.tables(), limit, None)?;
     eprintln!("\nWith these sensors the agent cannot know");
     for gap in &arm.gaps {
         eprintln!("   {gap}");

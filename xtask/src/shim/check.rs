@@ -56,6 +56,11 @@ impl Library {
         Self::parse(&data).with_context(|| format!("in {}", path.display()))
     }
 
+    /// The newest glibc whose symbols it needs.
+    pub(super) fn newest_glibc(&self) -> Option<(u32, u32)> {
+        self.imports.iter().filter_map(|import| numbers(import.version.as_deref()?)).max()
+    }
+
     fn parse(data: &[u8]) -> Result<Self> {
         let header = FileHeader64::<Endianness>::parse(data)?;
         let endian = header.endian()?;

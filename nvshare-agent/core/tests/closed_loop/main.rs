@@ -8,6 +8,8 @@ use nvshare_core::{
 use world::{Access, CAPACITY_BLOCKS, Client, Manner, World, gpu};
 
 const A_MINUTE: Nanos = Nanos::seconds(60);
+/// Three clients have had their turn within this time, also where nobody is in a hurry and turns are long.
+const ROUND: Nanos = Nanos::seconds(200);
 
 fn cyclic(blocks: u64) -> Client {
     Client::new(gpu(0), Access::Cyclic(blocks), blocks)
@@ -37,7 +39,8 @@ fn three_that_do_not_fit_take_turns_within_half_a_second_and_share_again_when_on
     world.run_until(A_MINUTE, |world| !world.changes.is_empty());
     let refault = world.first_refault(gpu(0)).expect("three times 220 blocks on 512 must refault");
     let change = world.changes.first().expect("no switch within a minute");
-    assert_eq!(change.to, Mode::Exclusive);
+    // Two of the three fit together.
+    assert_eq!((change.to, change.sets.len()), (Mode::Sets, 2));
     assert!(change.at.since(refault) <= Nanos::millis(500), "took {}", change.at.since(refault));
     let Reason::Thrash { first_refault, provisional: true, .. } = change.reason else {
         panic!("{:?}", change.reason)
@@ -171,12 +174,12 @@ fn a_client_that_hangs_is_reported_and_the_others_go_on() {
         |output: &Output| matches!(output, Output::Unresponsive { client, .. } if *client == ids[0]);
     assert!(world.outputs.iter().any(unresponsive));
     let before: Vec<u64> = ids.iter().map(|id| world.clients[id].progress).collect();
-    world.run_for(Nanos::seconds(30));
+    world.run_for(ROUND);
     assert!(ids[1..].iter().zip(&before[1..]).all(|(id, before)| world.clients[id].progress > *before));
     world.clients.get_mut(&ids[0]).expect("joined").manner = Manner::Prompt;
-    world.run_for(Nanos::seconds(30));
+    world.run_for(ROUND);
     let late = world.clients[&ids[0]].progress;
-    world.run_for(Nanos::seconds(30));
+    world.run_for(ROUND);
     assert!(world.clients[&ids[0]].progress > late, "an answer that came late was not accepted");
 }
 
@@ -306,7 +309,15 @@ fn a_conflict_that_goes_away_ends_after_quiet_rotations_and_stays_away() {
     }
     world.run_for(Nanos::seconds(120));
     let last = world.changes.last().expect("changes");
-    assert!(matches!(last.reason, Reason::EvictionFree { rotations: 2.., .. }), "{last:?}");
+    let shown = |reason: &Reason| {
+        matches!(
+            reason,
+            Reason::EvictionFree { rotations: 2.., .. }
+                | Reason::WorkingSetsFit { .. }
+                | Reason::ProbeHeld { .. }
+        )
+    };
+    assert!(shown(&last.reason), "{last:?}");
     assert_eq!(world.engine.view(world.now).gpus[0].mode, Mode::Shared);
 }
 

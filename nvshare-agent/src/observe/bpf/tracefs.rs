@@ -99,6 +99,21 @@ mod tests {
     const FORMAT: &str = "name: sched_wakeup\nID: 374\nformat:\n\tfield:char comm[16];\toffset:8;\tsize:16;\tsigned:0;\n\tfield:pid_t pid;\toffset:24;\tsize:4;\tsigned:1;\n";
 
     #[test]
+    fn fuzz_a_tracepoints_description() {
+        let words: &[&[u8]] = &[b"field:", b"\toffset:", b"size:", b";", b"pid", b"[16]"];
+        nvshare_fuzz::fuzz(env!("CARGO_MANIFEST_DIR"), "tracepoint", words, |input| {
+            let text = String::from_utf8_lossy(input);
+            let fields = &[("comm", 8, 16), ("pid", 24, 4)];
+            if let Some(problem) = unlike(&text, fields) {
+                return nvshare_fuzz::outcome(&problem);
+            }
+            // Whoever is believed says where both fields are.
+            assert!(text.contains("offset:8") && text.contains("offset:24"));
+            1
+        });
+    }
+
+    #[test]
     fn a_record_that_differs_from_what_the_program_reads_is_refused() {
         assert_eq!(unlike(FORMAT, &[("comm", 8, 16), ("pid", 24, 4)]), None);
         assert_eq!(

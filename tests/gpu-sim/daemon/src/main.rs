@@ -20,7 +20,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Parser as _;
-use options::{Command, Options};
+use options::{Command, Fault, Options, What};
 
 fn main() -> ExitCode {
     match command(Options::parse().command) {
@@ -44,5 +44,21 @@ fn command(command: Command) -> Result<ExitCode> {
             }
             Ok(ExitCode::SUCCESS)
         }
+        Command::Fault(fault) => {
+            inflict(&fault)?;
+            Ok(ExitCode::SUCCESS)
+        }
     }
+}
+
+fn inflict(Fault { dir, gpu, what }: &Fault) -> Result<()> {
+    let host = nvshare_gpu_sim_model::client::Host::open_in(dir)?;
+    let done = match what {
+        What::Lost => host.set_lost(*gpu, true),
+        What::Back => host.set_lost(*gpu, false) && host.set_hanging(*gpu, false),
+        What::Hang => host.set_hanging(*gpu, true),
+        What::Link { rate } => host.set_link_rate(*gpu, (rate * 1e9) as u64),
+    };
+    anyhow::ensure!(done, "there is no card {gpu}");
+    Ok(())
 }

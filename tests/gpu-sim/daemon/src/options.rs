@@ -33,6 +33,8 @@ pub(crate) enum Command {
     Run(Run),
     /// Print what a running simulator has counted.
     Stats(Stats),
+    /// Let something happen to a card of a running simulator.
+    Fault(Fault),
 }
 
 #[derive(Args, Debug)]
@@ -43,6 +45,35 @@ pub(crate) struct Stats {
     /// Print one JSON object instead of a table.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Fault {
+    /// The simulator's directory.
+    #[arg(long, env = "NVSHARE_SIM_DIR")]
+    pub(crate) dir: PathBuf,
+    /// Which card.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) gpu: usize,
+    /// What happens.
+    #[command(subcommand)]
+    pub(crate) what: What,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum What {
+    /// It falls off the bus: work fails with CUDA_ERROR_UNKNOWN, NVML answers "GPU is lost".
+    Lost,
+    /// It is back, and its fault-service thread works.
+    Back,
+    /// Its fault-service thread spins and serves nothing.
+    Hang,
+    /// Its link has errors and repeats transfers, so that this much gets through.
+    Link {
+        /// GB/s.
+        #[arg(value_parser = parse_rate)]
+        rate: f64,
+    },
 }
 
 #[derive(Args, Debug)]
@@ -142,6 +173,15 @@ impl Run {
             costs.slice_ns = microseconds * 1000;
         }
         Ok(costs)
+    }
+}
+
+fn parse_rate(text: &str) -> Result<f64, String> {
+    let rate: f64 = text.parse().map_err(|error| format!("{error}; give GB/s"))?;
+    if (0.001..=10_000.0).contains(&rate) {
+        Ok(rate)
+    } else {
+        Err("give GB/s between 0.001 and 10000".to_owned())
     }
 }
 

@@ -85,6 +85,9 @@ impl Service {
         loop {
             let state = self.state;
             let doorbell = &state.cards[self.card.0].doorbell;
+            while state.cards[self.card.0].hangs.load(Ordering::Relaxed) != 0 {
+                std::hint::spin_loop();
+            }
             let seen = doorbell.load(Ordering::Acquire);
             self.fetch();
             if self.buffer.is_empty() {

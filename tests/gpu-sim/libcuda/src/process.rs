@@ -68,7 +68,7 @@ pub(crate) fn sim_error(error: SimError) -> CUresult {
     match error {
         SimError::OutOfMemory { .. } => OUT_OF_MEMORY,
         SimError::Refused(_) => INVALID_VALUE,
-        SimError::Gone => UNKNOWN,
+        SimError::Lost(_) | SimError::Gone => UNKNOWN,
     }
 }
 

@@ -25,6 +25,7 @@ const NOT_SUPPORTED: Status = 3;
 const NOT_FOUND: Status = 6;
 const INSUFFICIENT_SIZE: Status = 7;
 const DRIVER_NOT_LOADED: Status = 9;
+const GPU_IS_LOST: Status = 15;
 
 /// CUDA 13.0, as `nvmlSystemGetCudaDriverVersion` says it.
 const CUDA_VERSION: i32 = 13000;
@@ -73,6 +74,9 @@ fn with_device(device: Device, body: impl FnOnce(&mut Nvml, usize) -> Outcome) -
         with(|nvml| {
             let index =
                 device.checked_sub(1).filter(|&index| index < nvml.gpus.len()).ok_or(INVALID_ARGUMENT)?;
+            if nvml.host.is_lost(index) {
+                return Err(GPU_IS_LOST);
+            }
             body(nvml, index)
         })
     })
@@ -169,6 +173,7 @@ pub extern "C" fn nvmlErrorString(status: Status) -> *const c_char {
         NOT_FOUND => c"Not Found",
         INSUFFICIENT_SIZE => c"Insufficient Size",
         DRIVER_NOT_LOADED => c"Driver Not Loaded",
+        GPU_IS_LOST => c"GPU is lost",
         _ => c"Unknown Error",
     };
     text.as_ptr()
@@ -211,6 +216,9 @@ pub extern "C" fn nvmlDeviceGetHandleByIndex_v2(index: c_uint, device: *mut Devi
         with(|nvml| {
             if index as usize >= nvml.gpus.len() {
                 return Err(INVALID_ARGUMENT);
+            }
+            if nvml.host.is_lost(index as usize) {
+                return Err(GPU_IS_LOST);
             }
             put(device, index as usize + 1)
         })

@@ -1,6 +1,6 @@
 //! What the simulated driver libraries use of the simulated GPU.
 //!
-//! [`Host`] reads only: cards, memory, processes (the simulated NVML). [`Session`] takes part: one per process, thread-safe,
+//! [`Host`] looks on: cards, memory, processes (the simulated NVML). [`Session`] takes part: one per process, thread-safe,
 //! cheap to share by reference (the simulated libcuda).
 
 use std::ffi::c_void;
@@ -66,6 +66,9 @@ pub enum SimError {
     /// A bound of the simulator was reached, or the argument means nothing to it.
     #[error("the simulated GPU refused: {0}")]
     Refused(String),
+    /// The card has fallen off the bus.
+    #[error("GPU {0} is lost")]
+    Lost(usize),
     /// The simulator ended: as if the card had fallen off the bus.
     #[error("the simulated GPU is gone: the simulator process ended")]
     Gone,

@@ -31,7 +31,7 @@ pub const MAX_BLOCKS: usize = 1 << 19;
 pub const FAULT_SLOTS: usize = 64;
 
 /// Changes with the layout; programs refuse another.
-pub const MAGIC: u64 = 0x6e76_7367_7573_0003;
+pub const MAGIC: u64 = 0x6e76_7367_7573_0005;
 
 /// One card as programs see it.
 #[repr(C)]
@@ -70,6 +70,10 @@ pub struct CardSlot {
     pub link_until: [AtomicU64; 2],
     /// Bytes over the link: in, out.
     pub link_bytes: [AtomicU64; 2],
+    /// Not 0: the card has fallen off the bus.
+    pub lost: AtomicU32,
+    /// Not 0: the fault-service thread spins and serves nothing.
+    pub hangs: AtomicU32,
 }
 
 /// One connected program.
@@ -214,6 +218,11 @@ impl CardSlot {
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |until| Some(until.max(now) + time))
             .unwrap_or(now);
         before.max(now) + time
+    }
+
+    /// Whether the card has fallen off the bus.
+    pub fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::Relaxed) != 0
     }
 
     /// Bytes that are free as the driver counts.

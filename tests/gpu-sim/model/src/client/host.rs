@@ -1,4 +1,4 @@
-//! The read-only view.
+//! The cards as whoever looks at them sees them, and what can be made to happen to them.
 
 use std::{
     ffi::{CStr, OsStr},
@@ -12,7 +12,7 @@ use nvshare_abi::uvm::DriverVersion;
 use super::{ConnectError, GpuInfo, ProcessInfo};
 use crate::shared::{CardSlot, Mapped, State};
 
-/// The simulated host's cards, read from the shared file; takes no part.
+/// The simulated host's cards in the shared file; takes no part in the simulation.
 #[derive(Clone, Copy, Debug)]
 pub struct Host {
     state: Mapped,
@@ -103,6 +103,27 @@ impl Host {
                 (pid != 0).then_some(ProcessInfo { pid, plain_bytes })
             })
             .collect()
+    }
+
+    /// Whether the card has fallen off the bus.
+    pub fn is_lost(&self, gpu: usize) -> bool {
+        self.card(gpu).is_some_and(CardSlot::is_lost)
+    }
+
+    /// Takes a card off the bus, or puts it back. False if there is no such card.
+    pub fn set_lost(&self, gpu: usize, lost: bool) -> bool {
+        self.card(gpu).inspect(|card| card.lost.store(lost.into(), Ordering::Relaxed)).is_some()
+    }
+
+    /// Lets the fault-service thread of a card spin, or work again. False if there is no such card.
+    pub fn set_hanging(&self, gpu: usize, hangs: bool) -> bool {
+        self.card(gpu).inspect(|card| card.hangs.store(hangs.into(), Ordering::Relaxed)).is_some()
+    }
+
+    /// Changes the rate of a card's link, as repeated transfers after errors do. False if there is no such card.
+    pub fn set_link_rate(&self, gpu: usize, bytes_per_second: u64) -> bool {
+        let set = |card: &&CardSlot| card.link_rate.store(bytes_per_second.max(1), Ordering::Relaxed);
+        self.card(gpu).inspect(set).is_some()
     }
 
     /// Nanoseconds during which the card has computed since it was started; differences give its utilisation.

@@ -57,7 +57,7 @@ impl<'a> Turn<'a> {
             }
             wait_on(grant, seen, RECHECK);
             if !engine.is_held_by(slot) {
-                self.session.check_alive()?;
+                self.session.check_alive(self.gpu)?;
                 let overrun = now_ns() > self.card.slice_end.load(Ordering::Relaxed) + OVERRUN_NS;
                 if let Some(holder) = engine.holder().filter(|_| overrun) {
                     engine.take_from(holder, slot);
@@ -82,6 +82,9 @@ impl<'a> Turn<'a> {
         while left > 0 {
             let piece = left.min(self.card.slice_ns.load(Ordering::Relaxed).max(1));
             left -= piece;
+            if self.card.is_lost() {
+                return Err(SimError::Lost(self.gpu));
+            }
             self.card.busy_ns.fetch_add(piece, Ordering::Relaxed);
             self.time.debt_ns += piece as i64;
             self.sleep_off()?;
@@ -168,7 +171,7 @@ impl Session {
                 return Ok(());
             }
             wait_on(&client.replay, seen, RECHECK);
-            self.check_alive()?;
+            self.check_alive(gpu)?;
         }
     }
 }

@@ -111,6 +111,7 @@ impl Session {
 
     /// Takes plain memory, evicting managed memory (of any process) as the driver does.
     pub fn allocate_device(&self, gpu: usize, len: u64) -> Result<(), SimError> {
+        self.check_alive(gpu)?;
         let reply = self.request(Op::AllocatePlain, [gpu as u64, len, 0, 0])?;
         let finish = self.account(&reply, now_ns());
         sleep_until(finish);
@@ -149,6 +150,9 @@ impl Session {
 
     /// Moves managed memory (the driver's UVM_MIGRATE); runs in the caller.
     pub fn prefetch(&self, base: u64, len: u64, to: Location) -> Result<(), SimError> {
+        if let Location::Gpu(gpu) = to {
+            self.check_alive(gpu)?;
+        }
         let (to, protected) = match to {
             Location::Cpu => (TO_HOST, !is_writable(base)),
             Location::Gpu(gpu) => (gpu as u64, false),
@@ -217,8 +221,11 @@ impl Session {
         self.host.state_ref()
     }
 
-    /// Whether the simulator still runs.
-    pub(super) fn check_alive(&self) -> Result<(), SimError> {
+    /// Whether the simulator still runs, and the card answers.
+    pub(super) fn check_alive(&self, gpu: usize) -> Result<(), SimError> {
+        if self.card(gpu)?.is_lost() {
+            return Err(SimError::Lost(gpu));
+        }
         let mut byte = 0u8;
         let descriptor = self.watch.as_raw_fd();
         // SAFETY: peeks at most one byte into `byte` without waiting.

@@ -1,7 +1,8 @@
 //! Quantities as people write them: `30 s`, `15.5 GiB`, `0.05`.
 
-use nvshare_core::{Bytes, Nanos};
 use serde::{Deserialize, Deserializer, de::Error as _};
+
+use crate::units::{Bytes, Nanos};
 
 /// Why a text is not a quantity.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -28,16 +29,38 @@ pub enum QuantityError {
 
 /// A duration: a number and `ms`, `s`, `min` or `h`; from 1 ms to 24 h.
 pub fn parse_duration(text: &str) -> Result<Nanos, QuantityError> {
+    let nanos = parse_time(text)?;
+    if !(Nanos::MILLI..=Nanos::seconds(86_400)).contains(&nanos) {
+        return Err(QuantityError::Range { text: text.to_owned(), range: "1 ms to 24 h" });
+    }
+    Ok(nanos)
+}
+
+/// A point in time or a span: a number and `ms`, `s`, `min` or `h`; from 0 to 1000 h.
+pub fn parse_time(text: &str) -> Result<Nanos, QuantityError> {
     const UNITS: [(&str, f64); 4] = [("ms", 1e6), ("s", 1e9), ("min", 60e9), ("h", 3600e9)];
     let nanos = scaled(text, &UNITS).ok_or_else(|| QuantityError::Form {
         text: text.to_owned(),
         units: "ms, s, min, h",
         example: "30 s",
     })?;
-    if !(1e6..=86_400e9).contains(&nanos) {
-        return Err(QuantityError::Range { text: text.to_owned(), range: "1 ms to 24 h" });
+    if !(0.0..=3_600_000e9).contains(&nanos) {
+        return Err(QuantityError::Range { text: text.to_owned(), range: "0 to 1000 h" });
     }
-    Ok(Nanos(nanos as u64))
+    Ok(Nanos(nanos.round() as u64))
+}
+
+/// A rate in bytes per second: a number and `GB/s`; from 0.001 to 100,000.
+pub fn parse_rate(text: &str) -> Result<Bytes, QuantityError> {
+    let rate = scaled(text, &[("GB/s", 1e9)]).ok_or_else(|| QuantityError::Form {
+        text: text.to_owned(),
+        units: "GB/s",
+        example: "12.5 GB/s",
+    })?;
+    if !(1e6..=1e14).contains(&rate) {
+        return Err(QuantityError::Range { text: text.to_owned(), range: "0.001 GB/s to 100000 GB/s" });
+    }
+    Ok(Bytes(rate.round() as u64))
 }
 
 /// A size: a number and `MiB`, `GiB`, `MB` or `GB`; from 1 MiB to 1 PiB.
@@ -52,7 +75,7 @@ pub fn parse_size(text: &str) -> Result<Bytes, QuantityError> {
     if !(1_048_576.0..=1_125_899_906_842_624.0).contains(&bytes) {
         return Err(QuantityError::Range { text: text.to_owned(), range: "1 MiB to 1 PiB" });
     }
-    Ok(Bytes(bytes as u64))
+    Ok(Bytes(bytes.round() as u64))
 }
 
 fn scaled(text: &str, units: &[(&str, f64)]) -> Option<f64> {
@@ -64,23 +87,46 @@ fn scaled(text: &str, units: &[(&str, f64)]) -> Option<f64> {
     number.is_finite().then_some(number * factor)
 }
 
-pub(super) fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Nanos, D::Error> {
+/// Reads a duration ([`parse_duration`]).
+pub fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Nanos, D::Error> {
     parse_duration(&String::deserialize(deserializer)?).map_err(D::Error::custom)
 }
 
-pub(super) fn optional_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Bytes>, D::Error> {
+/// Reads a size ([`parse_size`]).
+pub fn optional_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Bytes>, D::Error> {
     parse_size(&String::deserialize(deserializer)?).map(Some).map_err(D::Error::custom)
 }
 
 /// A share of 1, kept in thousandths.
-pub(super) fn ratio_milli<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
-    let ratio = f64::deserialize(deserializer)?;
-    if !(0.001..=0.9).contains(&ratio) {
+pub fn ratio_milli<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    ratio(f64::deserialize(deserializer)?).map_err(D::Error::custom)
+}
+
+/// Thousandths of a share that leaves something to either side.
+pub fn ratio(share: f64) -> Result<u32, QuantityError> {
+    if !(0.001..=0.9).contains(&share) {
+        return Err(QuantityError::Range { text: share.to_string(), range: "a share between 0.001 and 0.9" });
+    }
+    Ok((share * 1000.0).round() as u32)
+}
+
+/// Thousandths of a number between 0.001 and 1000.
+pub fn milli(number: f64) -> Result<u32, QuantityError> {
+    if !(0.001..=1000.0).contains(&number) {
+        return Err(QuantityError::Range { text: number.to_string(), range: "a number from 0.001 to 1000" });
+    }
+    Ok((number * 1000.0).round() as u32)
+}
+
+/// A weight, kept in thousandths.
+pub fn weight_milli<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    let weight = f64::deserialize(deserializer)?;
+    if !(0.001..=1000.0).contains(&weight) {
         return Err(D::Error::custom(format!(
-            "{ratio} is out of range; expected a share between 0.001 and 0.9"
+            "{weight} is out of range; expected a weight between 0.001 and 1000"
         )));
     }
-    Ok((ratio * 1000.0).round() as u32)
+    Ok((weight * 1000.0).round() as u32)
 }
 
 /// The one of `known` that a typing error away from `word` suggests.
@@ -130,6 +176,17 @@ mod tests {
             assert!(parse_duration(text).is_err(), "{text}");
         }
         assert!(parse_size("-1 GiB").is_err());
+        for text in ["5", "5 GiB/s", "0 GB/s", "-1 GB/s", "inf GB/s"] {
+            assert!(parse_rate(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn times_may_be_zero_and_long_and_rates_have_their_unit() {
+        assert_eq!(parse_time("0 s"), Ok(Nanos::ZERO));
+        assert_eq!(parse_time("48 h"), Ok(Nanos::seconds(48 * 3600)));
+        assert!(parse_time("-1 s").is_err());
+        assert_eq!(parse_rate("12.5 GB/s"), Ok(Bytes(12_500_000_000)));
     }
 
     #[test]
