@@ -34,6 +34,8 @@ pub struct Raw {
     pub probes: Option<UvmTotals>,
     /// The same probes, of single blocks.
     pub blocks: Option<BlockTotals>,
+    /// Bytes that the same probes know to be evicted and not to be back at the end of the bin, less what may have been freed.
+    pub out: Option<Bytes>,
     /// Sampled events.
     pub events: Option<EventSample>,
     /// The client's managed memory.
@@ -87,7 +89,7 @@ impl Fused {
     /// Takes each figure from the source that knows it best. `spilled` is what of the client's memory is known to lie on the
     /// host.
     pub fn of(raw: &Raw, spilled: Bytes) -> Self {
-        let Raw { counters, probes, blocks, events, managed } = *raw;
+        let Raw { counters, probes, blocks, out, events, managed } = *raw;
         let counted = |figure: fn(&CounterTotals) -> u64| {
             counters.as_ref().map(|all| Figure::exact(figure(all), SensorName::UvmCounters))
         };
@@ -123,13 +125,7 @@ impl Fused {
             }),
             curable,
             self_refaulted,
-            // What was allocated may never have been touched, so this is a limit only.
-            resident: Figure {
-                value: None,
-                low: 0,
-                high: Some(managed.saturating_sub(spilled).0),
-                source: bytes_out.source,
-            },
+            resident: resident(managed, out, spilled, &bytes_out),
         }
     }
 
@@ -171,6 +167,21 @@ fn evicted_by_events(events: &EventSample, bytes_out: &Figure) -> Figure {
 /// `all · part / whole`; nothing of nothing.
 fn scaled(all: u64, part: u64, whole: u64) -> u64 {
     if whole == 0 { 0 } else { (u128::from(all) * u128::from(part) / u128::from(whole)) as u64 }
+}
+
+/// What lies on the GPU. What was allocated may never have been touched, so each of these is a limit; the one by blocks is the
+/// closest that there is, and stands for the value.
+fn resident(managed: Bytes, out: Option<Bytes>, spilled: Bytes, bytes_out: &Figure) -> Figure {
+    let most = |out: Bytes| managed.saturating_sub(out).0;
+    match out {
+        Some(out) => Figure {
+            value: Some(most(out)),
+            low: 0,
+            high: Some(most(out)),
+            source: Some(SensorName::UvmKprobe),
+        },
+        None => Figure { value: None, low: 0, high: Some(most(spilled)), source: bytes_out.source },
+    }
 }
 
 /// Which of the bytes in turns would have spared.
@@ -263,6 +274,18 @@ mod tests {
         assert_eq!(counters.evicted_by_others.high, Some(2), "no more for others than left at all");
         assert_eq!(counters.curable.high, Some(1), "no more than came in");
         assert_eq!((counters.resident.value, counters.resident.high), (None, Some(70)));
+    }
+
+    #[test]
+    fn what_is_resident_is_taken_from_the_blocks_that_are_out() {
+        let known = |out| Raw { out, managed: Bytes(100), counters: Some(COUNTERS), ..Raw::default() };
+        let by_block = Fused::of(&known(Some(Bytes(40))), Bytes(30));
+        assert_eq!(by_block.sample().resident, Some(Bytes(60)));
+        assert_eq!((by_block.resident.low, by_block.resident.high), (0, Some(60)));
+        assert_eq!(by_block.resident.source, Some(SensorName::UvmKprobe));
+        let shrunk = Fused::of(&known(Some(Bytes(140))), Bytes::ZERO);
+        assert_eq!(shrunk.sample().resident, Some(Bytes::ZERO), "more is out than is left");
+        assert_eq!(Fused::of(&known(None), Bytes(30)).sample().resident, None);
     }
 
     #[test]

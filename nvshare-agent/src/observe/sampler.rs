@@ -166,12 +166,14 @@ impl Sampler {
                     managed: activity.unwrap_or_default().managed,
                     capacity: known.capacity(),
                 };
-                let freed = self.freed(client, gpu, holding.managed, &reading);
+                let seen = reading.uvm.as_ref().and_then(|uvm| uvm.blocks_of(client.identity.pid, gpu));
+                let freed = self.freed(client.id, gpu, holding.managed, seen);
                 if let Some(capacity) = holding.capacity {
                     let beside = signed(capacity) - signed(holding.managed) - signed(freed);
                     room.insert((client.identity.pid, gpu), beside);
                 }
-                on_gpu.push(self.client(client, gpu, &reading, found.by_client.get(&client.id), holding));
+                let found = found.by_client.get(&client.id);
+                on_gpu.push(self.client(client, gpu, &reading, (seen, freed), found, holding));
             }
             let fault_busy = self.fault_busy(gpu, &reading);
             let said = RawGpu { gpu, interval, fault_busy, clients: on_gpu };
@@ -284,15 +286,13 @@ impl Sampler {
     }
 
     /// What of a client's memory may have been freed while it was off the GPU.
-    fn freed(&mut self, client: &Client, gpu: GpuId, managed: Bytes, reading: &BpfReading) -> Bytes {
-        let previous = self.previous.entry((client.id, gpu)).or_default();
+    fn freed(&mut self, client: ClientId, gpu: GpuId, managed: Bytes, seen: Option<BlockTotals>) -> Bytes {
+        let previous = self.previous.entry((client, gpu)).or_default();
         let freed = std::mem::replace(&mut previous.managed, managed).saturating_sub(managed);
-        if let Some(blocks) = self.blocks.get_mut(&(client.id, gpu)) {
+        if let Some(blocks) = self.blocks.get_mut(&(client, gpu)) {
             blocks.freed(freed);
         }
-        let seen = reading.uvm.as_ref().and_then(|uvm| uvm.blocks.get(&(client.identity.pid, gpu)));
-        let out = seen.map_or(Bytes::ZERO, |seen| seen.evicted.saturating_sub(seen.returned));
-        previous.freed = (previous.freed + freed).min(out);
+        previous.freed = (previous.freed + freed).min(seen.map_or(Bytes::ZERO, |seen| seen.out()));
         previous.freed
     }
 
@@ -302,6 +302,7 @@ impl Sampler {
         client: &Client,
         gpu: GpuId,
         reading: &BpfReading,
+        (seen, freed): (Option<BlockTotals>, Bytes),
         found: Option<&OfClient>,
         holding: blocks::Holding,
     ) -> RawClient {
@@ -334,13 +335,10 @@ impl Sampler {
             let raw = self.hub.metrics.faults.with_label_values(&[gpu.to_string().as_str(), "gpu-raw"]);
             raw.inc_by(uvm.gpu_fault_instances);
         }
-        let blocks = reading
-            .uvm
-            .as_ref()
-            .and_then(|all| all.blocks.get(&(client.identity.pid, gpu)))
-            .map(|&total| total.since(std::mem::replace(&mut previous.blocks, total)));
+        let blocks = seen.map(|total| total.since(std::mem::replace(&mut previous.blocks, total)));
+        let out = seen.map(|total| total.out().saturating_sub(freed));
         let events = self.sampled(client.id, gpu, counters, found, holding);
-        let raw = Raw { counters, probes: uvm, blocks, events, managed: holding.managed };
+        let raw = Raw { counters, probes: uvm, blocks, out, events, managed: holding.managed };
         let of_client = RawClient { client: client.id, raw, spilled: spilled(client, gpu) };
         for Disagreement { sensor, with, figure, .. } in self.comparer.observe(client.id, gpu, &raw) {
             let labels = [sensor.as_str(), with.as_str(), figure.as_str()];

@@ -163,6 +163,19 @@ pub struct UvmReading {
     pub known: Vec<u32>,
 }
 
+impl UvmReading {
+    /// What happened to the blocks of a process; `None` if they were not followed from the beginning.
+    pub fn blocks_of(&self, pid: u32, gpu: GpuId) -> Option<BlockTotals> {
+        if !self.known.contains(&pid) {
+            return None;
+        }
+        let evicted = self.clients.get(&(pid, gpu)).is_some_and(|totals| totals.evicted > Bytes::ZERO);
+        let seen = self.blocks.get(&(pid, gpu)).copied();
+        // As long as nothing was evicted, there is nothing to follow.
+        seen.or_else(|| (!evicted).then(BlockTotals::default))
+    }
+}
+
 /// What happened to one process on one GPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -200,6 +213,11 @@ pub struct BlockTotals {
 }
 
 impl BlockTotals {
+    /// Bytes that were evicted and have not come back.
+    pub fn out(&self) -> Bytes {
+        self.evicted.saturating_sub(self.returned)
+    }
+
     /// What was added since `before`; totals that fell belong to a new table and count from zero.
     #[must_use]
     pub fn since(self, before: Self) -> Self {
@@ -234,4 +252,35 @@ pub struct CudaProcess {
     pub allocations: u64,
     /// Bytes asked for so far.
     pub allocated: Bytes,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GPU: GpuId = GpuId([1; 16]);
+
+    #[test]
+    fn blocks_of_a_process_are_known_from_its_beginning_or_not_at_all() {
+        let totals = |evicted| UvmTotals { evicted: Bytes::mib(evicted), ..UvmTotals::default() };
+        let blocks =
+            BlockTotals { evicted: Bytes::mib(7), returned: Bytes::mib(3), ..BlockTotals::default() };
+        let reading = UvmReading {
+            clients: BTreeMap::from([
+                ((1, GPU), totals(7)),
+                ((2, GPU), totals(0)),
+                ((3, GPU), totals(7)),
+                ((4, GPU), totals(7)),
+            ]),
+            blocks: BTreeMap::from([((1, GPU), blocks), ((4, GPU), blocks)]),
+            known: vec![1, 2, 3, 5],
+            ..UvmReading::default()
+        };
+        let out = |pid| reading.blocks_of(pid, GPU).map(|blocks| blocks.out());
+        assert_eq!(out(1), Some(Bytes::mib(4)));
+        assert_eq!(out(2), Some(Bytes::ZERO), "nothing was evicted yet");
+        assert_eq!(out(5), Some(Bytes::ZERO), "nothing happened to it at all");
+        assert_eq!(out(3), None, "there was no room to follow its blocks");
+        assert_eq!(out(4), None, "it was there before the probes");
+    }
 }
