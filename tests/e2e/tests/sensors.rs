@@ -144,10 +144,30 @@ fn probes_judge_single_blocks_and_agree_with_the_counters() -> Result<()> {
         Ok(clients.iter().any(curable).then_some(()))
     })?;
     assert_eq!(watched.sensor("uvm-events")?["run_count"], 0, "no queue is opened where better is known");
+    // In a long turn memory comes to rest: the one that runs has all of its memory, the other one less.
+    for order in [["set", "quantum", "30s"], ["set", "mode", "exclusive"]] {
+        let output = watched.agent.ctl(&order)?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    wait_until("what is resident by the probes to be what it is", PATIENCE, || {
+        let truth = watched.simulator.stats(&watched.binaries)?;
+        let truth = truth["gpus"][0]["clients"].as_array().cloned().unwrap_or_default();
+        let mut rests = 0;
+        for client in watched.clients()? {
+            let figure = &client["figures"]["resident"];
+            let true_bytes = truth.iter().find(|other| other["pid"] == client["pid"]);
+            let true_bytes = true_bytes.and_then(|client| client["resident_bytes"].as_u64());
+            if figure["source"] != "uvm-kprobe" || figure["value"].as_u64() != true_bytes {
+                return Ok(None);
+            }
+            rests += u32::from(true_bytes < client["managed_bytes"].as_u64());
+        }
+        Ok((rests == 1).then_some(()))
+    })?;
     drop(programs);
     // Each fits alone, so what comes back is curable. The rule bounds from above what came in meanwhile, so it may be stricter
     // for blocks that come back in another order than they left.
-    let (mut curable, mut own) = (0, 0);
+    let (mut curable, mut own, mut told) = (0, 0, 0);
     let recording = std::fs::read_to_string(Watched::recording_in(watched.dir.path()))?;
     for line in recording.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
         let gpus = line["bin"]["gpus"].as_array().cloned().unwrap_or_default();
@@ -156,8 +176,15 @@ fn probes_judge_single_blocks_and_agree_with_the_counters() -> Result<()> {
             curable += blocks["curable"].as_u64().unwrap_or(0);
             own += blocks["own"].as_u64().unwrap_or(0);
         }
+        let samples = line["step"]["input"]["Sample"]["sample"]["clients"].as_array().cloned();
+        for sample in samples.unwrap_or_default() {
+            told += sample[1]["curable"].as_u64().unwrap_or(0);
+            let by_block = ["curable", "self_refaulted", "resident"];
+            assert!(by_block.iter().all(|figure| sample[1][figure].is_u64()), "{sample}");
+        }
     }
     assert!(curable > 2 * own, "curable {curable}, own {own}");
+    assert_eq!(told, curable, "what the engine is told");
     let said = watched.replay()?;
     assert!(said.contains("(0 windows of disagreement)"), "{said}");
     Ok(())
