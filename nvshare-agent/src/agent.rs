@@ -19,8 +19,15 @@ use crate::{
     driver::{self, Command},
     metrics::Metrics,
     observe::{
-        bpf::Bpf, gpus::Gpus, hazards::Hazards, nvml::NvmlSource, sampler::Sampler, sensors::Sensors,
-        source::BpfOptions, uvm_counters::UvmCounters,
+        bpf::Bpf,
+        gpus::Gpus,
+        hazards::Hazards,
+        nvml::NvmlSource,
+        sampler::{self, Sampler},
+        sensors::Sensors,
+        source::BpfOptions,
+        uvm_counters::UvmCounters,
+        uvm_events::{EventSampler, UvmEvents},
     },
     operator::{
         control,
@@ -91,10 +98,13 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<()> {
         settings,
         pods: Arc::clone(&pods),
     });
-    let sensors = Arc::new(Sensors::new(Arc::clone(&hub), nvml.clone(), bpf.status()));
+    let events = Arc::new(UvmEvents::new(config.driver.clone(), config.sensors.uvm_events));
+    let event_sampler = EventSampler::start(Arc::clone(&events), &config.sampling, sampler::PERIOD)
+        .context("cannot start the thread that reads event queues")?;
+    let sensors = Arc::new(Sensors::new(Arc::clone(&hub), events, nvml.clone(), bpf.status()));
     sensors.update(bpf.status());
     report_gpus(&hub, &nvml).await;
-    let sampler = Sampler::new(Arc::clone(&hub), bpf, nvml, Arc::clone(&sensors))
+    let sampler = Sampler::new(Arc::clone(&hub), bpf, event_sampler, nvml, Arc::clone(&sensors))
         .start()
         .context("cannot start the sampler's thread")?;
     let address = http.as_ref().and_then(|http| http.local_addr().ok());

@@ -31,6 +31,8 @@ pub struct Config {
     pub engine: EngineConfig,
     /// Which sources of observations are used.
     pub sensors: SensorsConfig,
+    /// How the driver's event queue is sampled.
+    pub sampling: SamplingConfig,
     /// What is known about the GPUs beyond what the driver says.
     pub gpu: GpuConfig,
     /// Where the agent is reached.
@@ -83,6 +85,8 @@ pub struct SensorsConfig {
     pub uvm_kprobe: bool,
     /// The driver's counters on each client's VA space.
     pub uvm_counters: bool,
+    /// The driver's event queue on each client's VA space.
+    pub uvm_events: bool,
     /// Run time of the fault-service threads.
     pub fault_thread: bool,
     /// Xid errors.
@@ -98,11 +102,30 @@ impl Default for SensorsConfig {
         Self {
             uvm_kprobe: true,
             uvm_counters: true,
+            uvm_events: true,
             fault_thread: true,
             xid: true,
             cuda_uprobe: true,
             nvml: true,
         }
+    }
+}
+
+/// The `[sampling]` table.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SamplingConfig {
+    /// How long a sample of a client's events is.
+    #[serde(deserialize_with = "quantity::duration")]
+    pub length: Nanos,
+    /// The share of time, in thousandths, in which a client's events are sampled while pressure is suspected.
+    #[serde(deserialize_with = "quantity::ratio_milli")]
+    pub duty: u32,
+}
+
+impl Default for SamplingConfig {
+    fn default() -> Self {
+        Self { length: Nanos::millis(100), duty: 100 }
     }
 }
 
@@ -322,7 +345,7 @@ mod tests {
             let text = format!("[{table}]\nno_such_key = 1\n");
             Config::parse(Path::new("x"), &text).unwrap_err().to_string()
         };
-        for table in ["driver", "engine", "sensors", "gpu", "listen", "pods"] {
+        for table in ["driver", "engine", "sensors", "sampling", "gpu", "listen", "pods"] {
             let message = message(table);
             let known = message.split("(known: ").nth(1).unwrap().trim_end_matches(')');
             for key in known.split(", ") {

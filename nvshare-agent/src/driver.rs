@@ -7,12 +7,13 @@ mod leases;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use nvshare_core::{
-    ClientId, Config, Drain, Engine, GpuId, Input, ModeOrder, Nanos, Order, Output, PlanChange, Reason, View,
+    ClientId, Config, Drain, Engine, GpuId, Input, Mode, ModeOrder, Nanos, Order, Output, PlanChange, Reason,
+    View,
 };
 use nvshare_wire::AgentMessage;
 use serde::{Deserialize, Serialize};
@@ -26,14 +27,15 @@ use crate::{
     clients::outbox::Outbox,
     clock,
     metrics::Metrics,
-    recording::{Head, Recorder, Step, step},
+    observe::raw::RawBin,
+    recording::{Head, Line, Recorder, Step, step},
 };
 
 /// Commands that may queue up; senders wait beyond that.
 const QUEUE: usize = 1024;
 /// Plan changes kept for `nvsharectl explain` and late followers.
 const HISTORY: usize = 256;
-/// Steps that a live recording may lag behind: half a minute of a busy host.
+/// Lines that a live recording may lag behind: half a minute of a busy host.
 const TAP_QUEUE: usize = 16_384;
 /// How often a gated client hears that the agent is still there.
 const ALIVE_EVERY: Duration = Duration::from_secs(1);
@@ -54,8 +56,8 @@ pub enum Command {
     Left(ClientId),
     /// Facts that became known at the same time, in this order.
     Facts(Vec<Input>),
-    /// Facts of one bin of the sampler; answered when they are taken in.
-    Bin(Vec<Input>, oneshot::Sender<()>),
+    /// One bin of the sampler: what the sensors said, and the facts that follow; answered when they are taken in.
+    Bin(RawBin, Vec<Input>, oneshot::Sender<()>),
     /// Messages to clients that carry no decision.
     Tell(Vec<(ClientId, AgentMessage)>),
     /// An order of the operator; answered when it is carried out.
@@ -149,6 +151,7 @@ pub fn millis(at: Nanos) -> f64 {
 pub struct DriverHandle {
     command_tx: mpsc::Sender<Command>,
     event_tx: broadcast::Sender<PlanEvent>,
+    suspected: Arc<Mutex<BTreeSet<GpuId>>>,
 }
 
 /// The task has ended or does not answer.
@@ -165,6 +168,11 @@ impl DriverHandle {
     /// The same from a thread outside the runtime.
     pub fn send_blocking(&self, command: Command) {
         self.command_tx.blocking_send(command).ok();
+    }
+
+    /// GPUs on which there is evidence of thrash, or turns are taken.
+    pub fn suspected(&self) -> BTreeSet<GpuId> {
+        self.suspected.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What is to be seen.
@@ -205,7 +213,8 @@ impl DriverHandle {
 pub fn start(config: Config, metrics: Arc<Metrics>, recorder: Option<Recorder>) -> DriverHandle {
     let (command_tx, command_rx) = mpsc::channel(QUEUE);
     let (event_tx, _) = broadcast::channel(HISTORY);
-    let handle = DriverHandle { command_tx, event_tx: event_tx.clone() };
+    let suspected = Arc::default();
+    let handle = DriverHandle { command_tx, event_tx: event_tx.clone(), suspected: Arc::clone(&suspected) };
     let driver = Driver {
         engine: Engine::new(config),
         metrics,
@@ -214,6 +223,7 @@ pub fn start(config: Config, metrics: Arc<Metrics>, recorder: Option<Recorder>) 
         leases: Leases::default(),
         changes: VecDeque::new(),
         event_tx,
+        suspected,
         deadline: None,
         latest: Nanos::ZERO,
         modes: BTreeMap::new(),
@@ -232,6 +242,7 @@ struct Driver {
     leases: Leases,
     changes: VecDeque<PlanEvent>,
     event_tx: broadcast::Sender<PlanEvent>,
+    suspected: Arc<Mutex<BTreeSet<GpuId>>>,
     deadline: Option<Nanos>,
     latest: Nanos,
     /// Modes ordered for single GPUs, also for those to come.
@@ -242,7 +253,7 @@ struct Driver {
 }
 
 /// Somebody who records live.
-type Tap = mpsc::Sender<Step>;
+type Tap = mpsc::Sender<Line>;
 
 /// What is needed to record from here on.
 #[derive(Debug)]
@@ -250,7 +261,7 @@ pub struct Tapped {
     /// The first line.
     pub head: Head,
     /// What follows; ends early if it is not read fast enough.
-    pub steps: mpsc::Receiver<Step>,
+    pub lines: mpsc::Receiver<Line>,
 }
 
 impl Driver {
@@ -297,10 +308,14 @@ impl Driver {
                     }
                 }
             }
-            Command::Bin(inputs, done_tx) => {
+            Command::Bin(raw, inputs, done_tx) => {
+                if self.is_recorded() {
+                    self.record(Line::Bin(raw));
+                }
                 for input in inputs {
                     self.handle(input);
                 }
+                self.suspect();
                 // The sampler may have been stopped.
                 let _ = done_tx.send(());
             }
@@ -326,10 +341,10 @@ impl Driver {
                 let _ = done_tx.send(());
             }
             Command::Record(tapped_tx) => {
-                let (tap, steps) = mpsc::channel(TAP_QUEUE);
+                let (tap, lines) = mpsc::channel(TAP_QUEUE);
                 // Serialised here: the state is the one before the next step.
                 if let Ok(head) = Head::from_here(&self.engine)
-                    && tapped_tx.send(Tapped { head, steps }).is_ok()
+                    && tapped_tx.send(Tapped { head, lines }).is_ok()
                 {
                     self.taps.push(tap);
                 }
@@ -363,20 +378,39 @@ impl Driver {
         let at = clock::now().max(self.latest);
         self.latest = at;
         self.note_input(at, &input);
-        let recorded = (self.recorder.is_some() || !self.taps.is_empty()).then(|| input.clone());
+        let recorded = self.is_recorded().then(|| input.clone());
         let (outputs, wait) = step(&mut self.engine, at, input);
         if let Some(input) = recorded {
-            let step = Step { at, input, outputs: outputs.clone(), wait };
-            // One that has gone, or does not keep up, is let go; its end of the channel says so.
-            self.taps.retain(|tap| tap.try_send(step.clone()).is_ok());
-            if let Some(recorder) = &self.recorder {
-                recorder.record(step);
-            }
+            self.record(Line::Step(Step { at, input, outputs: outputs.clone(), wait }));
         }
         self.deadline = wait;
         for output in outputs {
             self.emit(at, output);
         }
+    }
+
+    fn is_recorded(&self) -> bool {
+        self.recorder.is_some() || !self.taps.is_empty()
+    }
+
+    fn record(&mut self, line: Line) {
+        // One that has gone, or does not keep up, is let go; its end of the channel says so.
+        self.taps.retain(|tap| tap.try_send(line.clone()).is_ok());
+        if let Some(recorder) = &self.recorder {
+            recorder.record(line);
+        }
+    }
+
+    /// Says where a closer look is worth its cost.
+    fn suspect(&self) {
+        let view = self.engine.view(self.latest);
+        let suspected = view
+            .gpus
+            .iter()
+            .filter(|gpu| gpu.score_milli > 0 || gpu.mode != Mode::Shared)
+            .map(|gpu| gpu.gpu)
+            .collect();
+        *self.suspected.lock().unwrap_or_else(PoisonError::into_inner) = suspected;
     }
 
     /// Counts what clients answer.

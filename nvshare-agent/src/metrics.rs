@@ -74,6 +74,8 @@ pub struct Metrics {
     pub slow_readers: IntCounter,
     /// Control requests, by outcome.
     pub control_requests: IntCounterVec,
+    /// Windows over which two sensors differed, by sensor, the other, and figure.
+    pub disagreements: IntCounterVec,
     /// Whether a GPU's driver hangs, by GPU.
     pub emergency: IntGaugeVec,
     /// Known hangs of the driver in use.
@@ -116,6 +118,7 @@ impl Metrics {
             rejected_descriptors: c.plain_counter("nvshare_client_rejected_descriptors_total", "Offered UVM descriptors that are not of the driver or hold no VA space, closed.")?,
             slow_readers: c.plain_counter("nvshare_client_slow_readers_total", "Sessions ended because the client did not read what it was sent.")?,
             control_requests: c.counter("nvshare_control_requests_total", "Requests on the control socket, by outcome: ok or error.", &["outcome"])?,
+            disagreements: c.counter("nvshare_sensor_disagreements_total", "Windows of five seconds over which the sensor lastingly said something else than another one did of the same figure.", &["sensor", "other", "figure"])?,
             emergency: c.gauge("nvshare_emergency", "1 while the GPU's driver hangs: exclusive mode, nobody is admitted.", &["gpu"])?,
             hazards: c.plain_gauge("nvshare_driver_hazards", "Published hangs of the driver in use; nvsharectl doctor names them.")?,
             xids: c.counter("nvshare_xid_errors_total", "Xid errors, by code.", &["code"])?,

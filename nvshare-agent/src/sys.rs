@@ -5,7 +5,7 @@ use std::{
     io,
     os::fd::{AsFd, AsRawFd, FromRawFd as _, OwnedFd},
     ptr::NonNull,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
 };
 
 use nvshare_wire::page::{PAGE_LEN, Page};
@@ -52,33 +52,34 @@ impl Drop for ClientPage {
     }
 }
 
-/// One page of memory that the driver writes counters into.
+/// Memory that the driver writes into.
 #[derive(Debug)]
-pub(crate) struct CounterPage {
+pub struct DriverMemory {
     base: NonNull<c_void>,
+    len: usize,
 }
 
-// SAFETY: the mapping is read through atomics only, from any thread.
-unsafe impl Send for CounterPage {}
+// SAFETY: the mapping is read and written through atomics only, from any thread.
+unsafe impl Send for DriverMemory {}
 // SAFETY: as above.
-unsafe impl Sync for CounterPage {}
+unsafe impl Sync for DriverMemory {}
 
-impl CounterPage {
-    const LEN: usize = 4096;
-
-    /// A zeroed page.
-    pub(crate) fn new() -> io::Result<Self> {
+impl DriverMemory {
+    /// At least this many zeroed bytes, in whole pages.
+    pub(crate) fn new(len: usize) -> io::Result<Self> {
+        const PAGE: usize = 4096;
+        let len = len.max(1).next_multiple_of(PAGE);
         // SAFETY: a fresh anonymous mapping aliases nothing.
         let base = unsafe {
             rustix::mm::mmap_anonymous(
                 std::ptr::null_mut(),
-                Self::LEN,
+                len,
                 ProtFlags::READ | ProtFlags::WRITE,
                 MapFlags::SHARED,
             )?
         };
         NonNull::new(base)
-            .map(|base| Self { base })
+            .map(|base| Self { base, len })
             .ok_or_else(|| io::Error::other("mmap gave a null mapping"))
     }
 
@@ -87,21 +88,27 @@ impl CounterPage {
         self.base.as_ptr() as u64
     }
 
-    /// The `index`th counter, 0 beyond the page.
-    pub(crate) fn read(&self, index: usize) -> u64 {
-        if index >= Self::LEN / 8 {
+    /// The `index`th u64, 0 beyond the end.
+    pub(crate) fn u64(&self, index: usize) -> u64 {
+        if index >= self.len / 8 {
             return 0;
         }
         // SAFETY: within the mapping, aligned, and only ever accessed atomically by this process.
-        let counter = unsafe { self.base.cast::<AtomicU64>().add(index).as_ref() };
-        counter.load(Ordering::Relaxed)
+        let word = unsafe { self.base.cast::<AtomicU64>().add(index).as_ref() };
+        word.load(Ordering::Relaxed)
+    }
+
+    /// The `index`th u32, if there is one. What was written before its value is visible to who acquires it.
+    pub(crate) fn u32(&self, index: usize) -> Option<&AtomicU32> {
+        // SAFETY: within the mapping, aligned, and only ever accessed atomically by this process.
+        (index < self.len / 4).then(|| unsafe { self.base.cast::<AtomicU32>().add(index).as_ref() })
     }
 }
 
-impl Drop for CounterPage {
+impl Drop for DriverMemory {
     fn drop(&mut self) {
         // SAFETY: the mapping was made by `new` and no reference outlives `self`.
-        let _ = unsafe { rustix::mm::munmap(self.base.as_ptr(), Self::LEN) };
+        let _ = unsafe { rustix::mm::munmap(self.base.as_ptr(), self.len) };
     }
 }
 

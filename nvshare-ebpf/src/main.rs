@@ -22,6 +22,7 @@ mod cuda;
 mod fault_thread;
 mod health;
 mod maps;
+mod shadow;
 mod space;
 mod uvm;
 mod xid;

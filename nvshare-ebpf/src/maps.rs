@@ -5,7 +5,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray, PerCpuHashMap, RingBuf},
 };
 use nvshare_abi::maps::{
-    Config, CounterKey, Counters, CudaCalls, EvictionKey, Evictor, FaultThread, Health, Space, SpaceId,
+    BLOCK_FIGURES, BlockFigures, Config, CounterKey, Counters, CudaCalls, EvictionKey, Evictor, FaultThread,
+    Health, Room, SHADOWS as SHADOW_ENTRIES, Shadow, Space, SpaceId,
 };
 
 /// VA spaces alive at one time.
@@ -38,6 +39,17 @@ pub(crate) static EVICTORS: HashMap<u32, Evictor> = HashMap::with_max_entries(25
 
 #[map]
 pub(crate) static EVICTIONS: HashMap<EvictionKey, u64> = HashMap::with_max_entries(4096, 0);
+
+/// What happened to the blocks of a space on a GPU.
+#[map]
+pub(crate) static BLOCKS: Array<BlockFigures> = Array::with_max_entries(BLOCK_FIGURES, 0);
+
+/// What the agent says of it; the same index.
+#[map]
+pub(crate) static ROOM: Array<Room> = Array::with_max_entries(BLOCK_FIGURES, 0);
+
+#[map]
+pub(crate) static SHADOWS: Array<Shadow> = Array::with_max_entries(SHADOW_ENTRIES, 0);
 
 #[map]
 pub(crate) static FAULT_THREADS: HashMap<u32, FaultThread> = HashMap::with_max_entries(256, 0);

@@ -21,7 +21,7 @@ use nvshare_abi::{
 use crate::{
     health,
     maps::{CONFIG, COUNTERS, EVICTIONS, EVICTORS},
-    space,
+    shadow, space,
 };
 
 macro_rules! entry_points {
@@ -160,6 +160,7 @@ fn migration(layout: &EventLayout, events: u64, data: u64) -> Option<()> {
     let src: u32 = read(data, layout.migration_src)?;
     let bytes: u64 = read(data, layout.migration_bytes)?;
     let cause: u32 = read(data, layout.migration_cause)?;
+    let address: u64 = read(data, layout.migration_address)?;
     // Without a block it may be pageable memory, which moves in larger pieces.
     let fits = bytes <= BLOCK_BYTES || block == 0;
     if dst >= PROCESSORS
@@ -178,21 +179,43 @@ fn migration(layout: &EventLayout, events: u64, data: u64) -> Option<()> {
     }
     if dst != 0
         && let Some(counters) = counters(id, dst)
+        && let Some(cause) = index(cause)
     {
         // SAFETY: `cause` is below the length of the array, which lies in a map value.
-        unsafe { health::add((&raw mut (*counters).bytes_in).cast::<u64>().add(cause as usize), bytes) };
+        unsafe { health::add((&raw mut (*counters).bytes_in).cast::<u64>().add(cause), bytes) };
     }
     if src != 0
         && let Some(counters) = counters(id, src)
+        && let Some(at) = index(cause)
     {
-        // SAFETY: `cause` is below the length of the array, which lies in a map value.
-        unsafe { health::add((&raw mut (*counters).bytes_out).cast::<u64>().add(cause as usize), bytes) };
+        // SAFETY: `at` is below the length of the array, which lies in a map value.
+        unsafe { health::add((&raw mut (*counters).bytes_out).cast::<u64>().add(at), bytes) };
         if cause == MakeResidentCause::Eviction.value() && evicted_by_another(id, src, bytes) {
             // SAFETY: the field lies in a map value.
             unsafe { health::add(&raw mut (*counters).evicted_by_others, bytes) };
         }
     }
+    if bytes <= BLOCK_BYTES {
+        if src != 0 && cause == MakeResidentCause::Eviction.value() {
+            shadow::evicted(id, src, address, bytes);
+        }
+        if dst != 0 {
+            let by_fault = cause == MakeResidentCause::ReplayableFault.value()
+                || cause == MakeResidentCause::NonReplayableFault.value()
+                || cause == MakeResidentCause::Prefetch.value();
+            shadow::arrived(id, dst, address, bytes, by_fault);
+        }
+    }
     Some(())
+}
+
+/// A cause as an index. That it is in bounds is known to the compiler, but not to an older verifier once the number was
+/// put aside, so it is looked at again where it is used.
+#[inline(always)]
+fn index(cause: u32) -> Option<usize> {
+    // SAFETY: a variable of this function.
+    let cause = unsafe { core::ptr::read_volatile(&raw const cause) } as usize;
+    (cause < MakeResidentCause::COUNT).then_some(cause)
 }
 
 /// Notes on whose behalf bytes of `victim` are evicted here, and whether that is somebody else.

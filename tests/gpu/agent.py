@@ -13,7 +13,7 @@ METRICS = "127.0.0.1:19464"
 class Agent:
     """Serves `run_dir`; its log is there too. `config` is the text of a configuration file."""
 
-    def __init__(self, binaries, run_dir, config=None, metrics=METRICS):
+    def __init__(self, binaries, run_dir, config=None, metrics=METRICS, record=None):
         self.binaries, self.run_dir = binaries, run_dir
         self.log = open(run_dir / "agent.log", "a")
         command = [str(binaries / "nvshare-agent"), "run", "--run-dir", str(run_dir), "--metrics-listen", metrics]
@@ -21,6 +21,8 @@ class Agent:
             path = run_dir / "agent.toml"
             path.write_text(config)
             command += ["--config", str(path)]
+        if record is not None:
+            command += ["--record", str(record)]
         self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log)
         deadline = time.monotonic() + 20
         while self.ctl("status", "--json", check=False) is None:

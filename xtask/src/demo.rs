@@ -7,6 +7,7 @@
 
 mod arm;
 mod observed;
+mod subset;
 
 use std::{path::PathBuf, time::Duration};
 
@@ -25,6 +26,9 @@ pub(crate) struct Args {
     /// Print one JSON object as the last line of standard output.
     #[arg(long)]
     pub(crate) json: bool,
+    /// Let the agent use these sensors only (names of its `[sensors]` table), without the comparison.
+    #[arg(long, value_delimiter = ',', value_name = "NAME,…", conflicts_with = "prometheus")]
+    pub(crate) sensors: Option<Vec<String>>,
     /// Let a real Prometheus watch both runs, and hold the dashboards and rules against what happens.
     #[arg(long)]
     pub(crate) prometheus: bool,
@@ -56,16 +60,19 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let binaries = cargo::build_simulated()?;
     let dir = tempfile::Builder::new().prefix("nvshare-demo-").tempdir()?;
 
+    if let Some(sensors) = &args.sensors {
+        return subset::run(&binaries, dir.path(), sensors, args.json);
+    }
     let mut watch = args.prometheus.then(|| Watch::start(&dir.path().join("prometheus"))).transpose()?;
 
     eprintln!("\n1. nvshare decides (a 1 GiB card; a and b use 400 MiB each, c joins them with 400 MiB)");
-    let auto = Arm::run(&binaries, &dir.path().join("auto"), Policy::Auto, None, watch.as_mut())?;
+    let auto = Arm::run(&binaries, &dir.path().join("auto"), Policy::Auto, "", None, watch.as_mut())?;
     eprintln!("   all three done after {:.1} s", auto.makespan_s);
 
     eprintln!("\n2. The same three, always shared");
     let limit = Duration::from_secs_f64(auto.makespan_s * COMPARISON_LIMIT);
     let place = dir.path().join("shared");
-    let shared = Arm::run(&binaries, &place, Policy::AlwaysShared, Some(limit), watch.as_mut())?;
+    let shared = Arm::run(&binaries, &place, Policy::AlwaysShared, "", Some(limit), watch.as_mut())?;
     if shared.stopped {
         eprintln!("   not done after {:.1} s, stopped", shared.makespan_s);
     } else {

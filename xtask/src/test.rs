@@ -81,8 +81,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         if let Some(why) = &obstacle {
             steps.skip("dashboards in the demo", why)?;
         }
-        let demo = crate::demo::Args { json: true, prometheus: obstacle.is_none(), panels: None };
+        let demo =
+            crate::demo::Args { json: true, prometheus: obstacle.is_none(), panels: None, sensors: None };
         steps.step("demo", || crate::demo::run(&demo))?;
+        let two = ["uvm-counters", "fault-thread"].map(str::to_owned).to_vec();
+        let two = crate::demo::Args { json: true, prometheus: false, panels: None, sensors: Some(two) };
+        steps.step("demo with two sensors", || crate::demo::run(&two))?;
     }
     steps.report();
     Ok(())

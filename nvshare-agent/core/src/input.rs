@@ -152,7 +152,8 @@ pub struct ClientSample {
     pub curable: Option<Bytes>,
     /// Refaulted bytes that it would have lost alone as well. Only a sensor that sees blocks can say.
     pub self_refaulted: Option<Bytes>,
-    /// Managed memory of it that lies on the GPU at the end of the bin. Only a sensor that sees blocks can say.
+    /// Managed memory of it that lies on the GPU at the end of the bin, at most: what was never touched may count. Only a
+    /// sensor that sees blocks can say.
     pub resident: Option<Bytes>,
 }
 

@@ -60,8 +60,8 @@ struct RunArgs {
     /// What goes to the log on standard error, as in `info` or `nvshare_agent=debug`.
     #[arg(long, value_name = "FILTER", env = "NVSHARE_LOG", default_value = "info")]
     log: String,
-    /// Record the engine's inputs and decisions for `nvshare-agent replay`; a running agent is recorded with
-    /// `nvsharectl record`.
+    /// Record what the sensors say, the engine's inputs and its decisions for `nvshare-agent replay`; a running agent
+    /// is recorded with `nvsharectl record`.
     #[arg(long, value_name = "FILE")]
     record: Option<PathBuf>,
     /// Where `nvsharectl set --persist` keeps what it changes [default: beside the configuration file, as in
@@ -92,8 +92,11 @@ fn main() -> ExitCode {
 }
 
 fn replay(file: &Path) -> Result<()> {
-    let recording::Replayed { inputs, outputs } = recording::replay(file)?;
-    println!("{}: {inputs} inputs, {outputs} decisions, all as recorded", file.display());
+    let recording::Replayed { bins, disagreements, inputs, outputs } = recording::replay(file)?;
+    println!(
+        "{}: {bins} bins of the sensors ({disagreements} windows of disagreement), {inputs} inputs, {outputs} decisions, all as recorded",
+        file.display()
+    );
     Ok(())
 }
 

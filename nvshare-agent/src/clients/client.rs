@@ -13,7 +13,12 @@ use rustix::fs::{SealFlags, fcntl_get_seals, fstat};
 use super::{cgroup::Cgroup, identity::Identity};
 use crate::{
     config::overrides::{Rule, RuleChange},
-    observe::uvm_counters::{CounterTotals, Tracker},
+    observe::{
+        fusion::Fused,
+        uvm_counters::{CounterTotals, Tracker},
+        uvm_events::queue::EventQueue,
+        uvm_tools::OpenError,
+    },
     sys::ClientPage,
 };
 
@@ -74,6 +79,8 @@ struct State {
     gone: bool,
     gpus: BTreeMap<GpuId, GpuUse>,
     descriptors: Vec<OwnedFd>,
+    /// The event queue on its VA space, and a duplicate of the descriptor that took it.
+    queue: Option<(EventQueue, OwnedFd)>,
 }
 
 /// A client's use of one GPU.
@@ -84,6 +91,8 @@ struct GpuUse {
     calls: u64,
     tracker: Option<Tracker>,
     totals: ClientTotals,
+    /// The last bin's.
+    figures: Fused,
 }
 
 /// What was seen of a client on a GPU since its session began. `None`: no sensor says it.
@@ -194,7 +203,16 @@ impl Client {
         if state.gpus.contains_key(&gpu) || state.gpus.values().any(|used| used.slot == slot) {
             return false;
         }
-        state.gpus.insert(gpu, GpuUse { slot, calls: 0, tracker: None, totals: ClientTotals::default() });
+        state.gpus.insert(
+            gpu,
+            GpuUse {
+                slot,
+                calls: 0,
+                tracker: None,
+                totals: ClientTotals::default(),
+                figures: Fused::default(),
+            },
+        );
         true
     }
 
@@ -265,9 +283,48 @@ impl Client {
         let mut state = self.state();
         state.gone = true;
         state.descriptors.clear();
+        state.queue = None;
         for used in state.gpus.values_mut() {
             used.tracker = None;
         }
+    }
+
+    /// Opens an event queue on the first descriptor that takes one, if there is none yet.
+    pub fn open_queue(&self, open: impl Fn(&OwnedFd) -> Option<EventQueue>) {
+        let state = self.state();
+        if state.queue.is_some() || state.gone {
+            return;
+        }
+        // Duplicates, because the driver is not called under the lock.
+        let descriptors: Vec<OwnedFd> =
+            state.descriptors.iter().filter_map(|descriptor| descriptor.try_clone().ok()).collect();
+        drop(state);
+        let opened = descriptors.into_iter().find_map(|descriptor| Some((open(&descriptor)?, descriptor)));
+        let mut state = self.state();
+        if !state.gone && state.queue.is_none() {
+            state.queue = opened;
+        }
+    }
+
+    /// Uses the event queue, outside the lock; `None` without one. One that failed is closed.
+    pub fn queue<T>(
+        &self,
+        work: impl FnOnce(&mut EventQueue, &OwnedFd) -> Result<T, OpenError>,
+    ) -> Option<Result<T, OpenError>> {
+        let (mut queue, descriptor) = self.state().queue.take()?;
+        let result = work(&mut queue, &descriptor);
+        let mut state = self.state();
+        if result.is_ok() && !state.gone {
+            state.queue = Some((queue, descriptor));
+        }
+        Some(result)
+    }
+
+    /// Closes the event queue.
+    pub fn close_queue(&self) {
+        let closed = self.state().queue.take();
+        // After the lock, as above.
+        drop(closed);
     }
 
     /// How many GPUs of it have a tracker.
@@ -285,9 +342,15 @@ impl Client {
         self.state().gpus.get(&gpu).map(|used| used.totals).unwrap_or_default()
     }
 
-    /// Changes what was seen on one GPU so far.
-    pub fn update_totals(&self, gpu: GpuId, update: impl FnOnce(&mut ClientTotals)) {
+    /// The figures of the last bin on one GPU, with their sources and bounds.
+    pub fn figures(&self, gpu: GpuId) -> Fused {
+        self.state().gpus.get(&gpu).map(|used| used.figures).unwrap_or_default()
+    }
+
+    /// Takes in a bin on one GPU.
+    pub fn saw(&self, gpu: GpuId, figures: Fused, update: impl FnOnce(&mut ClientTotals)) {
         if let Some(used) = self.state().gpus.get_mut(&gpu) {
+            used.figures = figures;
             update(&mut used.totals);
         }
     }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use nvshare_core::GpuId;
 use serde::{Deserialize, Serialize};
 
 /// Paths of the NVIDIA driver. The defaults are right for a driver installed in the usual way.
@@ -14,6 +15,8 @@ pub struct DriverConfig {
     pub proc_dir: PathBuf,
     /// Directory of the loaded module, holds `version`.
     pub module_dir: PathBuf,
+    /// Directory where the kernel shows type information, for drivers newer than this agent.
+    pub btf_dir: PathBuf,
     /// The CUDA driver library for the `cuda-uprobe` sensor; absent: found through the loader cache.
     pub libcuda: Option<PathBuf>,
     /// The management library; absent: found by the loader.
@@ -32,6 +35,7 @@ impl Default for DriverConfig {
             dev_dir: "/dev".into(),
             proc_dir: "/proc/driver".into(),
             module_dir: "/sys/module/nvidia_uvm".into(),
+            btf_dir: "/sys/kernel/btf".into(),
             libcuda: None,
             nvml: None,
             fault_threads: None,
@@ -59,5 +63,14 @@ impl DriverConfig {
     /// The directory whose links `<id> -> GPU-<uuid>/<sub>` name the GPUs that nvidia-uvm knows.
     pub fn uvm_gpus_dir(&self) -> PathBuf {
         self.proc_dir.join("nvidia-uvm/gpus")
+    }
+
+    /// The GPU behind the link `<name>` there, whose text is `GPU-<uuid>/<sub>` (to branch 560: `UVM-GPU-<uuid>/<sub>`).
+    pub fn gpu_named(&self, name: u32) -> Option<GpuId> {
+        let target = std::fs::read_link(self.uvm_gpus_dir().join(name.to_string())).ok()?;
+        target.components().rev().find_map(|part| {
+            let text = part.as_os_str().to_str()?;
+            text.strip_prefix("UVM-").unwrap_or(text).parse().ok()
+        })
     }
 }

@@ -25,8 +25,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 pub struct Recorded {
     /// Where.
     pub file: PathBuf,
-    /// Steps of the engine.
-    pub steps: u64,
+    /// Lines after the first: bins of the sensors and steps of the engine.
+    pub lines: u64,
     /// For how long.
     pub seconds: f64,
 }
@@ -90,12 +90,12 @@ pub fn record(agent: &mut Connection, args: &RecordArgs, stop: &AtomicBool) -> R
     }
     file.flush().map_err(failed)?;
     let seconds = clock::now().since(begin).as_secs_f64();
-    Ok(Recorded { file: args.file.clone(), steps: lines.saturating_sub(1), seconds })
+    Ok(Recorded { file: args.file.clone(), lines: lines.saturating_sub(1), seconds })
 }
 
 /// For people.
 pub fn show(recorded: &Recorded) -> String {
-    let Recorded { file, steps, seconds } = recorded;
+    let Recorded { file, lines, seconds } = recorded;
     let file = file.display();
-    format!("recorded {steps} steps in {seconds:.1} s; replay them with `nvshare-agent replay {file}`\n")
+    format!("recorded {lines} lines in {seconds:.1} s; replay them with `nvshare-agent replay {file}`\n")
 }

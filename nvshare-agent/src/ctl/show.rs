@@ -8,7 +8,11 @@ use crate::{
     clients::client::ClientTotals,
     config::overrides::Overrides,
     driver::PlanEvent,
-    observe::source::{SensorState, SensorStatus},
+    observe::{
+        fusion::disagreement::Disagreement,
+        gaps::Gap,
+        source::{SensorState, SensorStatus},
+    },
     operator::protocol::{
         ClientsReport, DoctorReport, Done, ExplainReport, GpuReport, SettingsReport, StatusReport,
     },
@@ -191,7 +195,18 @@ pub fn status(report: &StatusReport) -> String {
     }
     text.push_str("\nSensors\n");
     text.push_str(&sensors(&report.sensors));
+    text.push_str(&gaps(&report.gaps));
     text
+}
+
+/// What is not known here; nothing if everything is.
+fn gaps(all: &[Gap]) -> String {
+    let mut text = String::new();
+    for Gap { unknown, instead, told_by } in all {
+        let told_by: Vec<String> = told_by.iter().map(ToString::to_string).collect();
+        let _ = writeln!(text, "  {unknown}\n    {instead}; told by {}", told_by.join(" or "));
+    }
+    if text.is_empty() { text } else { format!("\nNot known here\n{text}") }
 }
 
 fn sensors(all: &[SensorStatus]) -> String {
@@ -266,6 +281,7 @@ pub fn explain(report: &ExplainReport) -> String {
         text.push_str(&event(change));
         text.push('\n');
     }
+    text.push_str(&gaps(&report.gaps));
     text
 }
 
@@ -314,6 +330,15 @@ pub fn doctor(report: &DoctorReport) -> String {
         if let Some(advice) = &sensor.advice {
             let _ = writeln!(text, "         to get it: {advice}");
         }
+    }
+    text.push_str(&gaps(&report.gaps));
+    for Disagreement { sensor, with, figure, client, gpu, says, other_says } in &report.disagreements {
+        let _ = writeln!(
+            text,
+            "\nWARNING: {sensor} and {with} disagree on {} of {client} on {gpu}: {says} against {other_says} in the last window; \
+             one of them is wrong on this driver, please report it",
+            figure.as_str(),
+        );
     }
     let _ = writeln!(text, "\n{}", report.verdict);
     for hazard in &report.hazards {

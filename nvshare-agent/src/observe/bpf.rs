@@ -28,7 +28,7 @@ use aya::{
     sys::{Stats, enable_stats},
 };
 use aya_log::EbpfLogger;
-use nvshare_core::Nanos;
+use nvshare_core::{GpuId, Nanos};
 
 use self::{cuda::CudaProbes, fault_thread::FaultThreads, maps::Maps, uvm::UvmProbes, xid::XidProbe};
 use super::source::{BpfOptions, BpfReading, SensorName, SensorState, SensorStatus};
@@ -89,6 +89,14 @@ impl Bpf {
         }
     }
 
+    /// What a GPU can hold less what a process allocated there, for each process of which that is known. With it, refaults
+    /// of single blocks are judged.
+    pub fn set_room(&mut self, room: BTreeMap<(u32, GpuId), i64>) {
+        if let Ok(Loaded { uvm: Some(uvm), .. }) = &mut self.loaded {
+            uvm.set_room(room);
+        }
+    }
+
     /// What the sensors counted. Refreshes first if that was not done for a second.
     pub fn read(&mut self) -> BpfReading {
         if clock::now().since(self.refreshed) >= REFRESH {
@@ -129,7 +137,9 @@ impl Bpf {
             }
             SensorName::Xid => (loaded.xid.as_ref().map(XidProbe::state), &xid::PROGRAMS),
             SensorName::CudaUprobe => (loaded.cuda.as_ref().map(CudaProbes::state), &cuda::PROGRAMS),
-            SensorName::UvmCounters | SensorName::Nvml | SensorName::Shim => (None, &[]),
+            SensorName::UvmCounters | SensorName::UvmEvents | SensorName::Nvml | SensorName::Shim => {
+                (None, &[])
+            }
         };
         let Some(state) = state else {
             return SensorStatus::unavailable(sensor, "not a BPF sensor");
@@ -155,7 +165,7 @@ impl Bpf {
             SensorName::FaultThread => *fault_thread,
             SensorName::Xid => *xid,
             SensorName::CudaUprobe => *cuda_uprobe,
-            SensorName::UvmCounters | SensorName::Nvml | SensorName::Shim => false,
+            SensorName::UvmCounters | SensorName::UvmEvents | SensorName::Nvml | SensorName::Shim => false,
         }
     }
 }

@@ -27,6 +27,13 @@ pub struct Gpu {
     capacity: Option<(Bytes, Bytes)>,
 }
 
+impl Gpu {
+    /// What managed memory can use; `None` if nobody knows.
+    pub fn capacity(&self) -> Option<Bytes> {
+        self.capacity.map(|(capacity, _)| capacity).filter(|&capacity| !Gpus::is_unknown(capacity))
+    }
+}
+
 /// All GPUs.
 #[derive(Debug)]
 pub struct Gpus {

@@ -1,7 +1,4 @@
-//! Ten times a second: reads every source, joins what they say, and tells the engine.
-//!
-//! Where two sources know the same figure, the more direct one is taken: faults, evictions and their causes from
-//! the probes on nvidia-uvm, bytes from the driver's own counters, stall time from the fault-service thread.
+//! Ten times a second: reads every source, has fused what they say, and tells the engine.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,17 +6,24 @@ use std::{
     time::Duration,
 };
 
-use nvshare_core::{Bytes, ClientId, ClientSample, GpuId, GpuSample, Input, ModeOrder, Nanos, Order};
+use nvshare_core::{Bytes, ClientId, ClientSample, GpuId, Input, ModeOrder, Nanos, Order};
 use tokio::sync::oneshot::{self, error::TryRecvError};
 
 use super::{
+    blocks::{self, Blocks},
     bpf::Bpf,
+    fusion::{
+        Fused, Raw,
+        disagreement::{Comparer, Disagreement},
+    },
     hazards::{Hangs, Verdict},
     nvml::NvmlSource,
+    raw::{RawBin, RawClient, RawGpu},
     room::{self, Holding, Plain, Rooms},
     sensors::Sensors,
-    source::{BpfReading, UvmTotals},
+    source::{BlockTotals, BpfReading, UvmTotals},
     uvm_counters::CounterTotals,
+    uvm_events::{EventSample, EventSampler, OfClient},
 };
 use crate::{
     clients::{client::Client, session::Hub},
@@ -36,8 +40,11 @@ const SLOW: u64 = 10;
 pub struct Sampler {
     hub: Arc<Hub>,
     bpf: Bpf,
+    events: EventSampler,
     nvml: NvmlSource,
     sensors: Arc<Sensors>,
+    comparer: Comparer,
+    blocks: BTreeMap<(ClientId, GpuId), Blocks>,
     bins: u64,
     /// The last bin, until the engine has taken it in.
     pending: Option<oneshot::Receiver<()>>,
@@ -52,6 +59,10 @@ pub struct Sampler {
 struct Previous {
     counters: CounterTotals,
     uvm: UvmTotals,
+    blocks: BlockTotals,
+    managed: Bytes,
+    /// Of what is off the GPU by the probes, what may have been freed.
+    freed: Bytes,
 }
 
 /// The running thread.
@@ -74,12 +85,21 @@ impl Running {
 
 impl Sampler {
     /// A sampler of these sources.
-    pub fn new(hub: Arc<Hub>, bpf: Bpf, nvml: NvmlSource, sensors: Arc<Sensors>) -> Self {
+    pub fn new(
+        hub: Arc<Hub>,
+        bpf: Bpf,
+        events: EventSampler,
+        nvml: NvmlSource,
+        sensors: Arc<Sensors>,
+    ) -> Self {
         Self {
             hub,
             bpf,
+            events,
             nvml,
             sensors,
+            comparer: Comparer::default(),
+            blocks: BTreeMap::new(),
             bins: 0,
             pending: None,
             last: clock::now(),
@@ -124,11 +144,15 @@ impl Sampler {
         let interval = now.since(self.last);
         self.last = now;
         let clients = self.hub.registry.all();
+        let found = self.events.bin(&clients, &self.suspects(&clients, &reading));
         let mut holdings = Vec::new();
-        for gpu in self.hub.gpus.all().into_keys() {
-            let on_gpu: Vec<&Arc<Client>> = clients.iter().filter(|client| client.is_on(gpu)).collect();
-            for client in &on_gpu {
-                if let Some(activity) = client.activity(gpu, now, true) {
+        let mut room = BTreeMap::new();
+        let mut raw = RawBin { at: now, gpus: Vec::new() };
+        for (gpu, known) in self.hub.gpus.all() {
+            let mut on_gpu = Vec::new();
+            for client in clients.iter().filter(|client| client.is_on(gpu)) {
+                let activity = client.activity(gpu, now, true);
+                if let Some(activity) = activity {
                     holdings.push(Holding {
                         client: client.id,
                         gpu,
@@ -138,20 +162,36 @@ impl Sampler {
                     });
                     facts.push(Input::Activity { client: client.id, gpu, activity });
                 }
+                let holding = blocks::Holding {
+                    managed: activity.unwrap_or_default().managed,
+                    capacity: known.capacity(),
+                };
+                let seen = reading.uvm.as_ref().and_then(|uvm| uvm.blocks_of(client.identity.pid, gpu));
+                let freed = self.freed(client.id, gpu, holding.managed, seen);
+                if let Some(capacity) = holding.capacity {
+                    let beside = signed(capacity) - signed(holding.managed) - signed(freed);
+                    room.insert((client.identity.pid, gpu), beside);
+                }
+                let found = found.by_client.get(&client.id);
+                on_gpu.push(self.client(client, gpu, &reading, (seen, freed), found, holding));
             }
-            let samples: Vec<_> =
-                on_gpu.iter().map(|client| (client.id, self.client(client, gpu, &reading))).collect();
             let fault_busy = self.fault_busy(gpu, &reading);
-            let verdict = self.hangs.bin(gpu, now, interval, fault_busy, &samples);
+            let said = RawGpu { gpu, interval, fault_busy, clients: on_gpu };
+            let sample = said.sample();
+            let verdict = self.hangs.bin(gpu, now, interval, fault_busy, &sample.clients);
             facts.extend(verdict.and_then(|verdict| self.note_hang(gpu, verdict)));
-            facts.push(Input::Sample { gpu, sample: GpuSample { interval, fault_busy, clients: samples } });
+            facts.push(Input::Sample { gpu, sample });
+            raw.gpus.push(said);
         }
+        self.bpf.set_room(room);
         let alive: BTreeSet<ClientId> = clients.iter().map(|client| client.id).collect();
         self.previous.retain(|(client, _), _| alive.contains(client));
+        self.blocks.retain(|(client, _), _| alive.contains(client));
+        self.comparer.retain(|client| alive.contains(&client));
         self.hub.metrics.sampler_seconds.observe(clock::now().since(begin).as_secs_f64());
         let (done_tx, done_rx) = oneshot::channel();
         self.pending = Some(done_rx);
-        self.hub.driver.send_blocking(Command::Bin(facts, done_tx));
+        self.hub.driver.send_blocking(Command::Bin(raw, facts, done_tx));
         let news = self.rooms.news(room::available(), &self.plain(), &holdings);
         if !news.is_empty() {
             self.hub.driver.send_blocking(Command::Tell(news));
@@ -217,6 +257,19 @@ impl Sampler {
         }
         self.bpf.refresh();
         self.sensors.update(self.bpf.status());
+        self.sensors.disagree(self.comparer.standing().cloned().collect());
+    }
+
+    /// Clients on GPUs where pressure is suspected, of whom no probe tells what moves and why.
+    fn suspects(&self, clients: &[Arc<Client>], reading: &BpfReading) -> Vec<ClientId> {
+        let suspected = self.hub.driver.suspected();
+        let probed = |pid: u32| reading.uvm.as_ref().is_some_and(|uvm| uvm.known.contains(&pid));
+        clients
+            .iter()
+            .filter(|client| !probed(client.identity.pid))
+            .filter(|client| suspected.iter().any(|&gpu| client.is_on(gpu)))
+            .map(|client| client.id)
+            .collect()
     }
 
     fn fault_busy(&mut self, gpu: GpuId, reading: &BpfReading) -> Option<Nanos> {
@@ -232,8 +285,27 @@ impl Sampler {
         Some(busy)
     }
 
+    /// What of a client's memory may have been freed while it was off the GPU.
+    fn freed(&mut self, client: ClientId, gpu: GpuId, managed: Bytes, seen: Option<BlockTotals>) -> Bytes {
+        let previous = self.previous.entry((client, gpu)).or_default();
+        let freed = std::mem::replace(&mut previous.managed, managed).saturating_sub(managed);
+        if let Some(blocks) = self.blocks.get_mut(&(client, gpu)) {
+            blocks.freed(freed);
+        }
+        previous.freed = (previous.freed + freed).min(seen.map_or(Bytes::ZERO, |seen| seen.out()));
+        previous.freed
+    }
+
     /// What all sources say of a client on a GPU since the last bin.
-    fn client(&mut self, client: &Client, gpu: GpuId, reading: &BpfReading) -> ClientSample {
+    fn client(
+        &mut self,
+        client: &Client,
+        gpu: GpuId,
+        reading: &BpfReading,
+        (seen, freed): (Option<BlockTotals>, Bytes),
+        found: Option<&OfClient>,
+        holding: blocks::Holding,
+    ) -> RawClient {
         let previous = self.previous.entry((client.id, gpu)).or_default();
         let counters = self.hub.counters.timed(|| client.counters(gpu));
         let counters = counters.map(|total| {
@@ -263,16 +335,47 @@ impl Sampler {
             let raw = self.hub.metrics.faults.with_label_values(&[gpu.to_string().as_str(), "gpu-raw"]);
             raw.inc_by(uvm.gpu_fault_instances);
         }
-        let sample = join(counters, uvm);
-        self.note(client, gpu, sample);
-        sample
+        let blocks = seen.map(|total| total.since(std::mem::replace(&mut previous.blocks, total)));
+        let out = seen.map(|total| total.out().saturating_sub(freed));
+        let events = self.sampled(client.id, gpu, counters, found, holding);
+        let raw = Raw { counters, probes: uvm, blocks, out, events, managed: holding.managed };
+        let of_client = RawClient { client: client.id, raw, spilled: spilled(client, gpu) };
+        for Disagreement { sensor, with, figure, .. } in self.comparer.observe(client.id, gpu, &raw) {
+            let labels = [sensor.as_str(), with.as_str(), figure.as_str()];
+            self.hub.metrics.disagreements.with_label_values(&labels).inc();
+        }
+        self.note(client, gpu, &of_client.fuse());
+        of_client
+    }
+
+    /// What sampled events say of a client on a GPU.
+    fn sampled(
+        &mut self,
+        client: ClientId,
+        gpu: GpuId,
+        counters: Option<CounterTotals>,
+        found: Option<&OfClient>,
+        holding: blocks::Holding,
+    ) -> Option<EventSample> {
+        let out = Bytes(counters.map_or(0, |counters| counters.bytes_out));
+        let Some(OfClient { drained, gpus }) = found else {
+            if let Some(blocks) = self.blocks.get_mut(&(client, gpu)) {
+                blocks.unseen(out);
+            }
+            return None;
+        };
+        let blocks = self.blocks.entry((client, gpu)).or_default();
+        let name = |number: u32| gpus.get(&number).copied();
+        let sample = EventSample::of(drained, name, gpu, blocks, holding);
+        blocks.unseen(out.saturating_sub(EventSample::sum(&sample.bytes_out)));
+        Some(sample)
     }
 
     /// Adds a sample to the totals and metrics.
-    fn note(&self, client: &Client, gpu: GpuId, sample: ClientSample) {
+    fn note(&self, client: &Client, gpu: GpuId, figures: &Fused) {
         let ClientSample { gpu_faults, cpu_faults, bytes_in, bytes_out, evicted, evicted_by_others, .. } =
-            sample;
-        client.update_totals(gpu, |totals| {
+            figures.sample();
+        client.saw(gpu, *figures, |totals| {
             add(&mut totals.gpu_faults, gpu_faults);
             add(&mut totals.cpu_faults, cpu_faults);
             add_bytes(&mut totals.bytes_in, bytes_in);
@@ -310,25 +413,14 @@ fn spilled(client: &Client, gpu: GpuId) -> Bytes {
     totals.bytes_out.unwrap_or_default().saturating_sub(totals.bytes_in.unwrap_or_default())
 }
 
+/// For differences.
+fn signed(bytes: Bytes) -> i64 {
+    i64::try_from(bytes.0).unwrap_or(i64::MAX)
+}
+
 /// The rise of a counter; one that fell belongs to a new source and counts from zero.
 fn rise(before: u64, total: u64) -> u64 {
     total.checked_sub(before).unwrap_or(total)
-}
-
-/// Takes each figure from the source that knows it best.
-fn join(counters: Option<CounterTotals>, uvm: Option<UvmTotals>) -> ClientSample {
-    ClientSample {
-        gpu_faults: uvm.map(|u| u.gpu_faults).or(counters.map(|c| c.gpu_faults)),
-        cpu_faults: counters.map(|c| c.cpu_faults).or(uvm.map(|u| u.cpu_faults)),
-        bytes_in: counters.map(|c| Bytes(c.bytes_in)).or(uvm.map(|u| u.bytes_in)),
-        bytes_out: counters.map(|c| Bytes(c.bytes_out)).or(uvm.map(|u| u.bytes_out)),
-        evicted: uvm.map(|u| u.evicted),
-        evicted_by_others: uvm.map(|u| u.evicted_by_others),
-        // The probes count per client; no source follows single blocks.
-        curable: None,
-        self_refaulted: None,
-        resident: None,
-    }
 }
 
 fn add(total: &mut Option<u64>, by: Option<u64>) {
@@ -346,35 +438,6 @@ fn add_bytes(total: &mut Option<Bytes>, by: Option<Bytes>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const COUNTERS: CounterTotals = CounterTotals { bytes_in: 1, bytes_out: 2, cpu_faults: 3, gpu_faults: 4 };
-    const UVM: UvmTotals = UvmTotals {
-        gpu_faults: 40,
-        gpu_fault_instances: 50,
-        bytes_in: Bytes(10),
-        bytes_out: Bytes(20),
-        evicted: Bytes(15),
-        evicted_by_others: Bytes(5),
-        cpu_faults: 30,
-    };
-
-    #[test]
-    fn bytes_come_from_the_counters_and_causes_from_the_probes() {
-        let both = join(Some(COUNTERS), Some(UVM));
-        assert_eq!((both.bytes_in, both.bytes_out), (Some(Bytes(1)), Some(Bytes(2))));
-        assert_eq!((both.gpu_faults, both.cpu_faults), (Some(40), Some(3)));
-        assert_eq!((both.evicted, both.evicted_by_others), (Some(Bytes(15)), Some(Bytes(5))));
-    }
-
-    #[test]
-    fn what_no_source_knows_is_absent() {
-        assert_eq!(join(None, None), ClientSample::default());
-        let counters = join(Some(COUNTERS), None);
-        assert_eq!((counters.evicted, counters.evicted_by_others), (None, None));
-        assert_eq!(counters.gpu_faults, Some(4));
-        let probes = join(None, Some(UVM));
-        assert_eq!((probes.bytes_in, probes.cpu_faults), (Some(Bytes(10)), Some(30)));
-    }
 
     #[test]
     fn a_counter_that_fell_counts_from_zero() {

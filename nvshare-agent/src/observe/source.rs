@@ -24,6 +24,8 @@ pub enum SensorName {
     UvmKprobe,
     /// The driver's own counters on each client's VA space.
     UvmCounters,
+    /// The driver's event queue on each client's VA space, in samples.
+    UvmEvents,
     /// Run time of each GPU's fault-service thread.
     FaultThread,
     /// Xid errors.
@@ -38,9 +40,10 @@ pub enum SensorName {
 
 impl SensorName {
     /// Every sensor, best first.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::UvmKprobe,
         Self::UvmCounters,
+        Self::UvmEvents,
         Self::FaultThread,
         Self::Xid,
         Self::CudaUprobe,
@@ -53,6 +56,7 @@ impl SensorName {
         match self {
             Self::UvmKprobe => "uvm-kprobe",
             Self::UvmCounters => "uvm-counters",
+            Self::UvmEvents => "uvm-events",
             Self::FaultThread => "fault-thread",
             Self::Xid => "xid",
             Self::CudaUprobe => "cuda-uprobe",
@@ -150,6 +154,8 @@ pub struct BpfReading {
 pub struct UvmReading {
     /// By thread-group id of the owner of the VA space, and GPU.
     pub clients: BTreeMap<(u32, GpuId), UvmTotals>,
+    /// What happened to single blocks, by the same keys; a space whose blocks could not be followed is absent.
+    pub blocks: BTreeMap<(u32, GpuId), BlockTotals>,
     /// Bytes evicted, by (evictor, victim, GPU). A victim whose evictor is unknown is not listed.
     pub evictions: BTreeMap<(u32, u32, GpuId), Bytes>,
     /// Processes whose VA space was set up while the probes were attached. Of other processes nothing is
@@ -157,8 +163,22 @@ pub struct UvmReading {
     pub known: Vec<u32>,
 }
 
+impl UvmReading {
+    /// What happened to the blocks of a process; `None` if they were not followed from the beginning.
+    pub fn blocks_of(&self, pid: u32, gpu: GpuId) -> Option<BlockTotals> {
+        if !self.known.contains(&pid) {
+            return None;
+        }
+        let evicted = self.clients.get(&(pid, gpu)).is_some_and(|totals| totals.evicted > Bytes::ZERO);
+        let seen = self.blocks.get(&(pid, gpu)).copied();
+        // As long as nothing was evicted, there is nothing to follow.
+        seen.or_else(|| (!evicted).then(BlockTotals::default))
+    }
+}
+
 /// What happened to one process on one GPU.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct UvmTotals {
     /// GPU fault entries, each of which stands for all faults on a page in one batch.
     pub gpu_faults: u64,
@@ -174,6 +194,42 @@ pub struct UvmTotals {
     pub evicted_by_others: Bytes,
     /// CPU faults on this process's managed memory. Not attributable to a GPU: counted on every GPU.
     pub cpu_faults: u64,
+}
+
+/// What happened to the blocks of one process on one GPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BlockTotals {
+    /// Bytes that had been evicted and came back by faults, which the process would have kept alone.
+    pub curable: Bytes,
+    /// The same that it would have lost alone, too.
+    pub own: Bytes,
+    /// The same of which that is not known, because nobody said what the process allocated or what the GPU can hold.
+    pub unjudged: Bytes,
+    /// Bytes that were evicted; less than all if the table of blocks had no room.
+    pub evicted: Bytes,
+    /// Of these, the bytes that came back, by whatever cause.
+    pub returned: Bytes,
+}
+
+impl BlockTotals {
+    /// Bytes that were evicted and have not come back.
+    pub fn out(&self) -> Bytes {
+        self.evicted.saturating_sub(self.returned)
+    }
+
+    /// What was added since `before`; totals that fell belong to a new table and count from zero.
+    #[must_use]
+    pub fn since(self, before: Self) -> Self {
+        let rise = |now: Bytes, before: Bytes| Bytes(now.0.checked_sub(before.0).unwrap_or(now.0));
+        Self {
+            curable: rise(self.curable, before.curable),
+            own: rise(self.own, before.own),
+            unjudged: rise(self.unjudged, before.unjudged),
+            evicted: rise(self.evicted, before.evicted),
+            returned: rise(self.returned, before.returned),
+        }
+    }
 }
 
 /// One Xid error.
@@ -196,4 +252,35 @@ pub struct CudaProcess {
     pub allocations: u64,
     /// Bytes asked for so far.
     pub allocated: Bytes,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GPU: GpuId = GpuId([1; 16]);
+
+    #[test]
+    fn blocks_of_a_process_are_known_from_its_beginning_or_not_at_all() {
+        let totals = |evicted| UvmTotals { evicted: Bytes::mib(evicted), ..UvmTotals::default() };
+        let blocks =
+            BlockTotals { evicted: Bytes::mib(7), returned: Bytes::mib(3), ..BlockTotals::default() };
+        let reading = UvmReading {
+            clients: BTreeMap::from([
+                ((1, GPU), totals(7)),
+                ((2, GPU), totals(0)),
+                ((3, GPU), totals(7)),
+                ((4, GPU), totals(7)),
+            ]),
+            blocks: BTreeMap::from([((1, GPU), blocks), ((4, GPU), blocks)]),
+            known: vec![1, 2, 3, 5],
+            ..UvmReading::default()
+        };
+        let out = |pid| reading.blocks_of(pid, GPU).map(|blocks| blocks.out());
+        assert_eq!(out(1), Some(Bytes::mib(4)));
+        assert_eq!(out(2), Some(Bytes::ZERO), "nothing was evicted yet");
+        assert_eq!(out(5), Some(Bytes::ZERO), "nothing happened to it at all");
+        assert_eq!(out(3), None, "there was no room to follow its blocks");
+        assert_eq!(out(4), None, "it was there before the probes");
+    }
 }

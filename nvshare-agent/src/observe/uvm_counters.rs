@@ -11,27 +11,26 @@
 //! device file is never given to the driver.
 
 use std::{
-    fs::{File, OpenOptions},
-    os::fd::{AsRawFd as _, OwnedFd},
+    fs::File,
+    os::fd::OwnedFd,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
 
-use nvshare_abi::{
-    tools::{self, Counter, EnableParams, TrackerLayout},
-    uvm::{DriverVersion, Status},
-};
+use nvshare_abi::tools::{self, Counter, TrackerLayout};
 use nvshare_core::{GpuId, Nanos};
-use rustix::fs::{FileType, fstat, stat};
+use serde::{Deserialize, Serialize};
 
-use super::source::{SensorName, SensorStatus};
-use crate::{
-    clock,
-    config::DriverConfig,
-    sys::{CounterPage, bare_ioctl},
+use super::{
+    source::{SensorName, SensorStatus},
+    uvm_tools::{self, OpenError, Purpose, open_tracker, switch, system},
 };
+use crate::{clock, config::DriverConfig, sys::DriverMemory};
+
+/// Bytes of what the driver writes counters into.
+const PAGE: usize = 4096;
 
 /// An open tracker.
 #[derive(Debug)]
@@ -45,11 +44,12 @@ pub struct Tracker {
 #[derive(Debug)]
 struct Counting {
     _tools: File,
-    page: CounterPage,
+    page: DriverMemory,
 }
 
 /// What the driver counted since the tracker was opened.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct CounterTotals {
     /// Bytes from host to device.
     pub bytes_in: u64,
@@ -64,25 +64,14 @@ pub struct CounterTotals {
 impl Tracker {
     /// The counters since the tracker was opened: its pages were zero, and the driver only adds.
     pub fn read(&self) -> CounterTotals {
-        let of_gpu = |counter: Counter| self.of_gpu.page.read(counter as usize);
+        let of_gpu = |counter: Counter| self.of_gpu.page.u64(counter as usize);
         CounterTotals {
             bytes_in: of_gpu(Counter::BytesIn),
             bytes_out: of_gpu(Counter::BytesOut),
-            cpu_faults: self.of_cpu.page.read(Counter::CpuFaults as usize),
+            cpu_faults: self.of_cpu.page.u64(Counter::CpuFaults as usize),
             gpu_faults: of_gpu(Counter::GpuFaults),
         }
     }
-}
-
-/// Why a tracker could not be opened.
-#[derive(Debug, thiserror::Error)]
-enum OpenError {
-    #[error("{0}")]
-    Driver(String),
-    #[error("{what}: {source}")]
-    System { what: String, source: std::io::Error },
-    #[error("the driver answered {what} with status {status:#x}")]
-    Refused { what: &'static str, status: u32 },
 }
 
 /// The source.
@@ -113,17 +102,7 @@ impl UvmCounters {
 
     /// Checks that a descriptor is one of the driver's device file.
     pub fn verify(&self, descriptor: &OwnedFd) -> Result<(), String> {
-        let path = self.driver.uvm_device();
-        let device = stat(&path).map_err(|error| format!("cannot look at {}: {error}", path.display()))?;
-        let offered = fstat(descriptor).map_err(|error| format!("cannot look at the descriptor: {error}"))?;
-        let kind = FileType::from_raw_mode(device.st_mode);
-        // A container has a device node of its own; what makes it the driver's is the device number.
-        let same = FileType::from_raw_mode(offered.st_mode) == kind
-            && match kind {
-                FileType::CharacterDevice => offered.st_rdev == device.st_rdev,
-                _ => (offered.st_dev, offered.st_ino) == (device.st_dev, device.st_ino),
-            };
-        if same { Ok(()) } else { Err(format!("the descriptor is not one of {}", path.display())) }
+        uvm_tools::verify(&self.driver, descriptor)
     }
 
     /// Opens a tracker for one GPU on a VA space, if the driver accepts it.
@@ -147,7 +126,7 @@ impl UvmCounters {
     }
 
     fn try_open(&self, descriptor: &OwnedFd, gpu: GpuId) -> Result<Tracker, OpenError> {
-        let layout = self.layout().map_err(OpenError::Driver)?;
+        let (_, layout) = uvm_tools::driver_version(&self.driver).map_err(OpenError::Driver)?;
         Ok(Tracker {
             of_gpu: self.count(
                 layout,
@@ -167,48 +146,10 @@ impl UvmCounters {
         gpu: Option<GpuId>,
         counters: u64,
     ) -> Result<Counting, OpenError> {
-        let path = self.driver.uvm_tools_device();
-        let system = |what: &str| {
-            let what = what.to_owned();
-            move |source| OpenError::System { what, source }
-        };
-        let tools = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(&path)
-            .map_err(system(&format!("opening {}", path.display())))?;
-        let page = CounterPage::new().map_err(system("mapping a page for counters"))?;
-        let mut init = [0_u8; tools::INIT_BYTES];
-        put(&mut init, tools::CONTROL_BUFFER, &page.address().to_ne_bytes());
-        match gpu {
-            Some(gpu) => put(&mut init, tools::PROCESSOR_UUID, &gpu.0),
-            None => put(&mut init, tools::ALL_PROCESSORS, &1_u32.to_ne_bytes()),
-        }
-        put(&mut init, tools::UVM_FD, &descriptor.as_raw_fd().to_ne_bytes());
-        if let Some(version) = layout.version {
-            put(&mut init, version, &1_u32.to_ne_bytes());
-        }
-        bare_ioctl(&tools, tools::INIT_EVENT_TRACKER, &mut init).map_err(system("initialising a tracker"))?;
-        accepted("the tracker", status_at(&init, layout.status))?;
-        let mut enable = [0_u8; size_of::<EnableParams>()];
-        put(&mut enable, 0, &counters.to_ne_bytes());
-        bare_ioctl(&tools, tools::ENABLE_COUNTERS, &mut enable).map_err(system("enabling counters"))?;
-        accepted("the counters", status_at(&enable, 8))?;
+        let page = DriverMemory::new(PAGE).map_err(system("mapping a page for counters"))?;
+        let tools = open_tracker(&self.driver, layout, descriptor, &Purpose::Count(gpu, &page))?;
+        switch(&tools, tools::ENABLE_COUNTERS, counters)?;
         Ok(Counting { _tools: tools, page })
-    }
-
-    fn layout(&self) -> Result<TrackerLayout, String> {
-        let path = self.driver.version_file();
-        let text = std::fs::read_to_string(&path).map_err(|error| {
-            format!(
-                "nvidia-uvm is not loaded: {}: {error}; it is loaded by the first CUDA program",
-                path.display()
-            )
-        })?;
-        let version = DriverVersion::find_in(&text)
-            .ok_or_else(|| format!("{} does not hold a driver version: {}", path.display(), text.trim()))?;
-        TrackerLayout::of(version)
-            .ok_or_else(|| format!("driver {version} is not known to this agent; a newer agent may know it"))
     }
 
     /// Counts the cost of reading.
@@ -233,7 +174,7 @@ impl UvmCounters {
                 format!("{}: {error}; is the NVIDIA driver loaded?", tools.display()),
             );
         }
-        if let Err(reason) = self.layout() {
+        if let Err(reason) = uvm_tools::driver_version(&self.driver) {
             return SensorStatus::unavailable(name, reason);
         }
         let (opened, failed) = (self.opened.load(Ordering::Relaxed), self.failed.load(Ordering::Relaxed));
@@ -259,19 +200,4 @@ impl UvmCounters {
         self.note_read(clock::now().since(begin));
         result
     }
-}
-
-fn put(buffer: &mut [u8], at: usize, bytes: &[u8]) {
-    if let Some(room) = buffer.get_mut(at..at + bytes.len()) {
-        room.copy_from_slice(bytes);
-    }
-}
-
-fn status_at(buffer: &[u8], at: usize) -> u32 {
-    // A status that cannot be read is not success.
-    buffer.get(at..).and_then(|rest| rest.first_chunk()).map_or(u32::MAX, |bytes| u32::from_ne_bytes(*bytes))
-}
-
-fn accepted(what: &'static str, status: u32) -> Result<(), OpenError> {
-    if Status(status) == Status::OK { Ok(()) } else { Err(OpenError::Refused { what, status }) }
 }

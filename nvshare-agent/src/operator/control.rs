@@ -152,14 +152,14 @@ async fn follow(desk: &Desk, write: &mut OwnedWriteHalf, since_ms: Option<f64>) 
 
 /// Sends a recording until the operator goes away.
 async fn record(desk: &Desk, write: &mut OwnedWriteHalf) -> std::io::Result<()> {
-    let Tapped { head, mut steps } = match desk.hub.driver.record().await {
+    let Tapped { head, mut lines } = match desk.hub.driver.record().await {
         Ok(tapped) => tapped,
         Err(gone) => return say(desk, write, Err(gone.to_string())).await,
     };
     tracing::info!("an operator records the engine");
     line(write, &Answer::Ok(serde_json::to_value(head)?)).await?;
-    while let Some(step) = steps.recv().await {
-        line(write, &Answer::Ok(serde_json::to_value(step)?)).await?;
+    while let Some(recorded) = lines.recv().await {
+        line(write, &Answer::Ok(serde_json::to_value(recorded)?)).await?;
     }
     let error = "the recording ends here: it was not taken fast enough, or the agent stops".to_owned();
     say(desk, write, Err(error)).await

@@ -95,7 +95,7 @@ mod tests {
     use nvshare_core::ClientId;
 
     use super::*;
-    use crate::clients::client::ClientTotals;
+    use crate::{clients::client::ClientTotals, observe::fusion::Fused};
 
     #[test]
     fn a_working_set_is_shown_as_exactly_as_it_is_known() {
@@ -116,6 +116,7 @@ mod tests {
                 working_set_bytes: (low << 20, high << 20),
                 refaulted_bytes: 0,
                 seen: ClientTotals::default(),
+                figures: Fused::default(),
             };
             client.working_set()
         };

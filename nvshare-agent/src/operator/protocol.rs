@@ -13,7 +13,12 @@ use crate::{
     clients::client::ClientTotals,
     config::overrides::Overrides,
     driver::PlanEvent,
-    observe::{hazards::HazardReport, source::SensorStatus},
+    observe::{
+        fusion::{Fused, disagreement::Disagreement},
+        gaps::Gap,
+        hazards::HazardReport,
+        source::SensorStatus,
+    },
 };
 
 /// The longest request, in bytes.
@@ -216,6 +221,8 @@ pub struct StatusReport {
     pub gpus: Vec<GpuReport>,
     /// Each sensor, best first.
     pub sensors: Vec<SensorStatus>,
+    /// What none of them tells.
+    pub gaps: Vec<Gap>,
 }
 
 /// One GPU.
@@ -291,6 +298,8 @@ pub struct GpuClientReport {
     pub refaulted_bytes: u64,
     /// What the driver did for it on this GPU.
     pub seen: ClientTotals,
+    /// The last bin's figures, each with who says it and how sure it is.
+    pub figures: Fused,
 }
 
 /// The answer to `clients`.
@@ -331,6 +340,8 @@ pub struct ExplainReport {
     pub gpus: Vec<GpuReport>,
     /// The last changes of plan, oldest first.
     pub changes: Vec<PlanEvent>,
+    /// What no sensor tells, and what the agent does instead.
+    pub gaps: Vec<Gap>,
 }
 
 /// The answer to `doctor`.
@@ -338,6 +349,10 @@ pub struct ExplainReport {
 pub struct DoctorReport {
     /// Each sensor, best first.
     pub sensors: Vec<SensorAdvice>,
+    /// What none of them tells.
+    pub gaps: Vec<Gap>,
+    /// Sensors that say different things of the same.
+    pub disagreements: Vec<Disagreement>,
     /// What the agent can do with them.
     pub verdict: String,
     /// Published hangs of the driver in use.

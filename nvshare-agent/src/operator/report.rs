@@ -21,6 +21,7 @@ use crate::{
     driver::{Gone, Seen, millis},
     metrics::Snapshot,
     observe::{
+        gaps::gaps,
         gpus::{Gpu, Gpus},
         sensors::Sensors,
         source::{SensorName, SensorState, SensorStatus},
@@ -78,20 +79,23 @@ impl Desk {
     }
 
     fn status_of(&self, seen: &Seen) -> StatusReport {
+        let sensors = self.sensors.all();
         StatusReport {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             uptime_s: seen.at.since(self.started).as_secs_f64(),
             metrics: self.metrics.map(|address| address.to_string()),
             gpus: self.gpus(seen),
-            sensors: self.sensors.all(),
+            gaps: gaps(&sensors),
+            sensors,
         }
     }
 
     /// The answer to `explain`.
     pub async fn explain(&self) -> Result<ExplainReport, Gone> {
         let seen = self.hub.driver.seen().await?;
-        Ok(ExplainReport { gpus: self.gpus(&seen), changes: seen.changes })
+        let gaps = gaps(&self.sensors.all());
+        Ok(ExplainReport { gpus: self.gpus(&seen), changes: seen.changes, gaps })
     }
 
     /// The answer to `clients`.
@@ -105,6 +109,7 @@ impl Desk {
     pub fn doctor(&self) -> DoctorReport {
         let sensors = self.sensors.all();
         let verdict = verdict(&sensors);
+        let gaps = gaps(&sensors);
         let sensors = sensors
             .into_iter()
             .map(|status| SensorAdvice {
@@ -113,7 +118,13 @@ impl Desk {
                 status,
             })
             .collect();
-        DoctorReport { sensors, verdict, hazards: self.hub.hazards.known() }
+        DoctorReport {
+            sensors,
+            gaps,
+            disagreements: self.sensors.disagreements(),
+            verdict,
+            hazards: self.hub.hazards.known(),
+        }
     }
 
     /// The text of `/metrics`.
@@ -197,6 +208,7 @@ fn gpu_client_report(
         working_set_bytes: (view.working_set_low.0, view.working_set_high.0),
         refaulted_bytes: view.curable_refaults.0,
         seen: client.map(|client| client.totals(gpu.gpu)).unwrap_or_default(),
+        figures: client.map(|client| client.figures(gpu.gpu)).unwrap_or_default(),
     }
 }
 
@@ -228,6 +240,9 @@ fn sees(sensor: SensorName) -> &'static str {
     match sensor {
         SensorName::UvmKprobe => "faults, migrations by cause, evictions and for whom, per client",
         SensorName::UvmCounters => "faults and bytes moved, per client",
+        SensorName::UvmEvents => {
+            "why memory moves and which blocks, per client, in samples while pressure is suspected"
+        }
         SensorName::FaultThread => "share of time in which the driver serves faults, per GPU",
         SensorName::Xid => "GPU errors",
         SensorName::CudaUprobe => "processes that use CUDA without the shim",
@@ -250,6 +265,9 @@ fn advice(status: &SensorStatus) -> Option<String> {
         }
         SensorName::UvmCounters => {
             "start a program under nvshare: it hands over its descriptor; the agent must be able to open the driver's nvidia-uvm-tools device"
+        }
+        SensorName::UvmEvents => {
+            "start a program under nvshare: it hands over its descriptor; the driver must be of a known version"
         }
         SensorName::FaultThread => {
             "run the agent as root (or with CAP_BPF and CAP_PERFMON); the thread appears with the first CUDA program"

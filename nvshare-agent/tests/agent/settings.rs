@@ -231,8 +231,8 @@ fn a_recording_that_begins_in_the_middle_replays_to_the_same_decisions() {
     let mut said = String::new();
     std::io::Read::read_to_string(&mut nvsharectl.stdout.take().unwrap(), &mut said).unwrap();
     let recorded: Value = serde_json::from_str(&said).unwrap();
-    let steps = recorded["steps"].as_u64().unwrap();
-    assert!(steps > 0, "{recorded}");
+    let lines = recorded["lines"].as_u64().unwrap();
+    assert!(lines > 0, "{recorded}");
 
     let replay = |file: &std::path::Path| {
         Command::new(env!("CARGO_BIN_EXE_nvshare-agent")).arg("replay").arg(file).output().unwrap()

@@ -9,7 +9,7 @@ use bytemuck::{Pod, Zeroable};
 use crate::uvm::{EventLayout, MakeResidentCause};
 
 /// Changes whenever a type in this module, or its meaning, changes. The object carries it; the agent refuses others.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 /// The ELF section of the object that holds [`ABI_VERSION`] as a native u32.
 pub const ABI_SECTION: &str = ".nvshare.abi";
 
@@ -31,6 +31,10 @@ pub mod name {
     pub const FAULT_THREADS: &str = "FAULT_THREADS";
     /// Hash from [`super::EvictionKey`] to bytes.
     pub const EVICTIONS: &str = "EVICTIONS";
+    /// Array of [`super::BlockFigures`], by [`super::figures_index`].
+    pub const BLOCKS: &str = "BLOCKS";
+    /// Array of [`super::Room`], by the same index; the agent writes it.
+    pub const ROOM: &str = "ROOM";
     /// Ring buffer of [`super::XidRecord`].
     pub const XIDS: &str = "XIDS";
     /// Hash from process id to [`super::CudaCalls`].
@@ -186,6 +190,80 @@ pub struct EvictionKey {
     pub evictor_is_process: u32,
 }
 
+/// Entries of the array of shadows: one for each evicted block, 512 GiB if none overwrites another.
+pub const SHADOWS: u32 = 1 << SHADOW_BITS;
+const SHADOW_BITS: u32 = 18;
+/// Entries of the arrays of figures and of room.
+pub const BLOCK_FIGURES: u32 = 1 << FIGURE_BITS;
+const FIGURE_BITS: u32 = 12;
+
+/// What remains of a block that was evicted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Shadow {
+    /// The owner's evicted bytes when it had left.
+    pub evicted: u64,
+    /// Tells it from other blocks of this entry.
+    pub tag: u32,
+    /// Pages of it that are still out.
+    pub pages: u16,
+    /// Where its owner's figures are.
+    pub figures: u16,
+}
+
+/// What happened to the blocks of one space on one GPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct BlockFigures {
+    /// Whose, 0 for nobody's.
+    pub space: u64,
+    /// Where.
+    pub processor: u32,
+    /// Explicit padding.
+    pub reserved: u32,
+    /// Evicted bytes.
+    pub evicted: u64,
+    /// Of these, the bytes that came back, for whatever cause, or of which nothing is remembered any more.
+    pub returned: u64,
+    /// Of the returned ones, those that faults brought back and that the owner would have kept alone.
+    pub curable: u64,
+    /// Those that it would have lost alone, too.
+    pub own: u64,
+    /// Those of which the agent did not say what there is room for.
+    pub unjudged: u64,
+}
+
+/// What the GPU can hold, less what the owner of a space allocated there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Room {
+    /// Of which space.
+    pub space: u64,
+    /// Bytes; negative if the owner alone does not fit.
+    pub bytes: i64,
+    /// 1 if `bytes` is known.
+    pub known: u32,
+    /// Explicit padding.
+    pub reserved: u32,
+}
+
+/// Spreads the bits of a number over all bits.
+const fn mixed(value: u64) -> u64 {
+    let value = (value ^ (value >> 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (value ^ (value >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9)
+}
+
+/// Where the shadow of a block is, and its tag, which is not 0.
+pub const fn shadow_index(space: SpaceId, block: u64) -> (u32, u32) {
+    let mixed = mixed(space.0 ^ mixed(block));
+    ((mixed >> (64 - SHADOW_BITS)) as u32, mixed as u32 | 1)
+}
+
+/// Where the figures of a space on a GPU are.
+pub const fn figures_index(space: SpaceId, processor: u32) -> u32 {
+    (mixed(space.0 ^ ((processor as u64) << 40)) >> (64 - FIGURE_BITS)) as u32
+}
+
 /// An Xid error, as the driver reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
@@ -286,6 +364,41 @@ const _: () = {
     assert!(size_of::<Evictor>() == 24);
     assert!(size_of::<FaultThread>() == 24);
     assert!(size_of::<EvictionKey>() == 24);
+    assert!(size_of::<Shadow>() == 16);
+    assert!(size_of::<BlockFigures>() == 56);
+    assert!(size_of::<Room>() == 24);
     assert!(size_of::<XidRecord>() == 304);
     assert!(size_of::<CudaCalls>() == 96);
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_and_spaces_spread_over_their_arrays() {
+        // 32 GiB of neighbouring blocks of two spaces that began in the same microsecond, eight entries taken together.
+        let mut taken = [0_u64; SHADOWS as usize / 64 / 8];
+        let mut clashes = 0;
+        for space in [SpaceId(1_000_000_000_000), SpaceId(1_000_000_000_700)] {
+            for block in 0..8192 {
+                let (index, tag) = shadow_index(space, (0x7f00_0000_0000 >> 21) + block);
+                assert_ne!(tag, 0);
+                let (word, bit) = (&mut taken[index as usize / 8 / 64], 1 << (index / 8 % 64));
+                clashes += u32::from(*word & bit != 0);
+                *word |= bit;
+            }
+        }
+        // 16384 in 32768: 3491 are expected to meet another one.
+        assert!((3200..3800).contains(&clashes), "{clashes}");
+        let mut figures = [false; BLOCK_FIGURES as usize];
+        let met = (0..200_u64)
+            .filter(|&n| {
+                let index = figures_index(SpaceId(1_000_000_000_000 + n * 1_000_003), 1 + (n % 3) as u32);
+                core::mem::replace(&mut figures[index as usize], true)
+            })
+            .count();
+        // 5 are expected.
+        assert!(met < 20, "{met}");
+    }
+}

@@ -11,6 +11,8 @@
 //! Invariants: success needs both a zero return of the ioctl and [`crate::uvm::Status`] zero at the status
 //! offset. One open file holds one tracker. Buffers stay mapped until that file is closed.
 
+pub mod queue;
+
 use crate::uvm::DriverVersion;
 
 /// Makes an open tools file a tracker of one VA space, for counters or events. Parameters: [`TrackerLayout`].
@@ -25,6 +27,8 @@ pub const DISABLE_EVENTS: u32 = 59;
 pub const ENABLE_COUNTERS: u32 = 60;
 /// Turns off counters.
 pub const DISABLE_COUNTERS: u32 = 61;
+/// On the VA space itself: has the driver queue what it still holds back. Parameters: a u32 that it answers.
+pub const FLUSH_EVENTS: u32 = 67;
 /// [`INIT_EVENT_TRACKER`] for the second queue layout, from 565.57.01 on.
 pub const INIT_EVENT_TRACKER_V2: u32 = 76;
 

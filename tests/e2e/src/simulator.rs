@@ -72,6 +72,15 @@ impl Simulator {
         self.dir.join("agent.toml")
     }
 
+    /// The same with further tables, in a file of its own beside this host's files.
+    pub fn agent_config_with(&self, name: &str, tables: &str) -> Result<PathBuf> {
+        let text = std::fs::read_to_string(self.agent_config())?;
+        let path = self.dir.with_extension(format!("{name}.toml"));
+        std::fs::write(&path, format!("{text}\n{tables}"))
+            .with_context(|| format!("writing {}", path.display()))?;
+        Ok(path)
+    }
+
     /// The simulator's process id.
     pub fn id(&self) -> u32 {
         self.process.id()

@@ -96,6 +96,51 @@ fn the_verdicts_of_the_compatibility_suite_are_tested() -> Result<()> {
 }
 
 #[test]
+fn the_check_of_the_sensors_finds_every_byte_where_it_was_moved() -> Result<()> {
+    if !has_python() {
+        return Ok(());
+    }
+    let binaries = Binaries::of_this_test()?;
+    let dir = tempfile::tempdir()?;
+    let simulator = Simulator::start(&binaries, &dir.path().join("sim"), &SimulatorOptions::default())?;
+    let out = dir.path().join("out");
+    let output = Command::new("python3")
+        .arg(scripts().join("sensors.py"))
+        .args([
+            "--simulated",
+            "--mib",
+            "64",
+            "--rounds",
+            "1",
+            "--clients",
+            "2",
+            "--seconds",
+            "1",
+            "--binaries",
+        ])
+        .arg(binaries.dir())
+        .arg("--agent-config")
+        .arg(simulator.agent_config())
+        .arg("--out")
+        .arg(&out)
+        .envs(simulator.environment())
+        .output()
+        .context("running sensors.py")?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    let results: Value = serde_json::from_str(&std::fs::read_to_string(out.join("results.json"))?)?;
+    let moved = |check: &&Value| check["done"]["bytes_in"].as_u64().is_some_and(|bytes| bytes > 0);
+    let checks = results["checks"].as_array().context("no checks")?;
+    assert_eq!(checks.iter().filter(moved).count(), 4, "two steps of two programs: {said}");
+    for arm in ["blind", "calm", "sampling"] {
+        let passes = results["cost"]["all"][arm]["fault_ms"].as_array().map(Vec::len);
+        assert_eq!(passes, Some(3), "{arm}: {said}");
+    }
+    assert!(out.join("recording").exists());
+    Ok(())
+}
+
+#[test]
 fn the_benchmark_measures_every_arm() -> Result<()> {
     let binaries = Binaries::of_this_test()?;
     let dir = tempfile::tempdir()?;

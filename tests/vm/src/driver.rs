@@ -8,7 +8,10 @@ use std::{
 };
 
 use nvshare_abi::{
-    tools::Counter,
+    tools::{
+        Counter,
+        queue::{Migration, QueueVersion},
+    },
     uvm::{DriverVersion, MakeResidentCause, PAGE_BYTES, Processor},
 };
 use rustix::{
@@ -35,6 +38,7 @@ mod number {
     pub(super) const MIGRATE: u32 = 51;
     pub(super) const MM_INITIALIZE: u32 = 75;
     pub(super) const TEST_EVENTS: u32 = 223;
+    pub(super) const TEST_EVENT: u32 = 228;
     pub(super) const TEST_COUNTER: u32 = 229;
 }
 
@@ -210,6 +214,25 @@ impl Space {
         // SAFETY: the driver writes this word.
         unsafe { ioctl(&self.file, number::TEST_EVENTS, &mut status) };
         assert_eq!(status, [0], "the status of the driver's test");
+    }
+
+    /// The driver queues a migration for everybody who observes this space, so many times.
+    pub(crate) fn queue(&self, version: QueueVersion, migration: &Migration, count: u32) {
+        let mut test = [0_u8; 88];
+        test[..72].copy_from_slice(&migration.entry(version));
+        // From branch 550 on there is room for either layout, and a word for which.
+        let (at, status) = match version {
+            QueueVersion::V1 => (64, 68),
+            QueueVersion::V2 => {
+                test[72..76].copy_from_slice(&2_u32.to_ne_bytes());
+                (76, 80)
+            }
+        };
+        test[at..at + 4].copy_from_slice(&count.to_ne_bytes());
+        test[status..status + 4].copy_from_slice(&u32::MAX.to_ne_bytes());
+        // SAFETY: the driver reads and writes 72 or 88 bytes.
+        unsafe { ioctl(&self.file, number::TEST_EVENT, &mut test) };
+        assert_eq!(test[status..status + 4], [0; 4], "the status of the driver's test");
     }
 
     /// The driver adds to one of its counters for a processor.

@@ -55,6 +55,8 @@ pub(super) struct Arm {
     pub(super) switches: Vec<Switch>,
     pub(super) final_mode: String,
     pub(super) clients: Vec<Finish>,
+    /// What the agent said that it could not know.
+    pub(super) gaps: Vec<String>,
     pub(super) moments: Moments,
 }
 
@@ -80,11 +82,12 @@ impl Arm {
         binaries: &Binaries,
         dir: &Path,
         policy: Policy,
+        tables: &str,
         limit: Option<Duration>,
         mut watch: Option<&mut Watch>,
     ) -> Result<Self> {
         let simulator = Simulator::start(binaries, &dir.join("sim"), &SimulatorOptions::default())?;
-        let agent = Agent::start(binaries, &simulator.agent_config(), &dir.join("run"))?;
+        let agent = Agent::start(binaries, &simulator.agent_config_with("demo", tables)?, &dir.join("run"))?;
         if policy == Policy::AlwaysShared {
             let order = agent.ctl(&["set", "mode", "shared"])?;
             ensure!(order.status.success(), "nvsharectl: {}", String::from_utf8_lossy(&order.stderr));
@@ -149,6 +152,9 @@ impl Arm {
             Ok((agent.mode()? == "shared").then_some(()))
         });
         telling.follow(&events)?;
+        let doctor = agent.ctl_json(&["doctor", "--json"])?;
+        let gaps = doctor["gaps"].as_array().context("doctor names no gaps")?;
+        let gaps = gaps.iter().map(gap_text).collect::<Result<_>>()?;
         if let Some(watch) = watch.as_mut() {
             watch.settled(policy.instance())?;
         }
@@ -160,9 +166,16 @@ impl Arm {
             switches: telling.switches,
             final_mode: if settled.is_ok() { "shared".to_owned() } else { agent.mode()? },
             clients: endings,
+            gaps,
             moments,
         })
     }
+}
+
+/// A gap in words.
+fn gap_text(gap: &serde_json::Value) -> Result<String> {
+    let text = |field: &str| gap[field].as_str().with_context(|| format!("gap without `{field}`: {gap}"));
+    Ok(format!("{}: {}", text("unknown")?, text("instead")?))
 }
 
 /// Follows the plan and tells a person.

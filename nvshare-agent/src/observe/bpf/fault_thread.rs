@@ -18,7 +18,6 @@ use super::{
     program::loaded,
     reason::reason,
     tracefs::{Field, check_record, with_tracefs},
-    uvm::gpu_named,
 };
 use crate::{clock, config::DriverConfig, observe::source::SensorState};
 
@@ -152,7 +151,7 @@ impl FaultThreads {
                 // A GPU is named in procfs while it is in use; until then the thread has nothing to do.
                 Some(parent) => {
                     if let Some(gpu) =
-                        DriverVersion::procfs_gpu_of_parent(parent).and_then(|name| gpu_named(driver, name))
+                        DriverVersion::procfs_gpu_of_parent(parent).and_then(|name| driver.gpu_named(name))
                     {
                         found.insert(tid, gpu);
                     }

@@ -8,8 +8,8 @@ use aya::{
 };
 use bytemuck::Pod;
 use nvshare_abi::maps::{
-    Config, CounterKey, Counters, CudaCalls, EvictionKey, Evictor, FaultThread, Health, Space, SpaceId,
-    XidRecord, name,
+    BlockFigures, Config, CounterKey, Counters, CudaCalls, EvictionKey, Evictor, FaultThread, Health, Room,
+    Space, SpaceId, XidRecord, figures_index, name,
 };
 
 use super::reason::reason;
@@ -27,6 +27,8 @@ pub(super) struct Maps {
     evictors: HashOf<4, { size_of::<Evictor>() }>,
     evictions: HashOf<{ size_of::<EvictionKey>() }, 8>,
     fault_threads: HashOf<4, { size_of::<FaultThread>() }>,
+    blocks: Array<MapData, Bytes<{ size_of::<BlockFigures>() }>>,
+    room: Array<MapData, Bytes<{ size_of::<Room>() }>>,
     xids: RingBuf<MapData>,
     cuda_calls: HashOf<4, { size_of::<CudaCalls>() }>,
 }
@@ -51,6 +53,8 @@ impl Maps {
             evictors: take!(name::EVICTORS),
             evictions: take!(name::EVICTIONS),
             fault_threads: take!(name::FAULT_THREADS),
+            blocks: take!(name::BLOCKS),
+            room: take!(name::ROOM),
             xids: take!(name::XIDS),
             cuda_calls: take!(name::CUDA_CALLS),
         })
@@ -124,11 +128,34 @@ impl Maps {
             .collect()
     }
 
+    /// What happened to the blocks of a space on a GPU; `None` if nothing did, or another one's are counted in its place.
+    pub(super) fn blocks(&self, key: CounterKey) -> Option<BlockFigures> {
+        let CounterKey { space, processor, reserved: _ } = key;
+        let figures = self.blocks.get(&figures_index(space, processor), 0).ok()?;
+        let figures: BlockFigures = value_of(&figures);
+        (figures.space == space.0 && figures.processor == processor).then_some(figures)
+    }
+
+    /// Says what a GPU can hold, less what the owner of a space allocated there; `None` if nobody knows.
+    pub(super) fn set_room(&mut self, key: CounterKey, bytes: Option<i64>) {
+        let CounterKey { space, processor, reserved: _ } = key;
+        let room =
+            Room { space: space.0, bytes: bytes.unwrap_or(0), known: bytes.is_some().into(), reserved: 0 };
+        let index = figures_index(space, processor);
+        // An array refuses nothing within its bounds.
+        self.room.set(index, bytes_of(&room), 0).ok();
+    }
+
     /// Forgets a space that has ended, and its counters on these processors.
     pub(super) fn forget_space(&mut self, space: SpaceId, processors: impl IntoIterator<Item = u32>) {
         for processor in processors {
             // Absent is as good as removed.
-            self.counters.remove(&bytes_of(&CounterKey { space, processor, reserved: 0 })).ok();
+            let key = CounterKey { space, processor, reserved: 0 };
+            self.counters.remove(&bytes_of(&key)).ok();
+            if self.blocks(key).is_some() {
+                let index = figures_index(space, processor);
+                self.blocks.set(index, bytes_of(&BlockFigures::default()), 0).ok();
+            }
         }
         self.spaces.remove(&bytes_of(&space)).ok();
     }

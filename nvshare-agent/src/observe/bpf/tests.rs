@@ -18,7 +18,10 @@ use self::driver::{BLOCK, FakeDriver, Tenant, cuda, thread_cpu_time};
 use super::Bpf;
 use crate::{
     clock,
-    observe::source::{SensorName, SensorState, UvmTotals},
+    observe::{
+        blocks::{Blocks, Holding, Refault},
+        source::{BlockTotals, SensorName, SensorState, UvmTotals},
+    },
 };
 
 const GPU: GpuId = GpuId([0x11; 16]);
@@ -193,6 +196,82 @@ fn evictions_are_charged_to_whoever_faulted() {
     b.end();
 }
 
+/// The programs and the model of them see the same events, those of a client beside others that push it out.
+#[test]
+fn refaults_are_judged_by_the_owners_own_distance_as_the_model_does() {
+    const BLOCKS: u64 = 40;
+    let Some(_turn) = turn() else { return };
+    let driver = FakeDriver::new(DriverVersion::new(580, 126, 20));
+    driver.add_gpu(1, GPU);
+    let mut bpf = Bpf::attach(&driver.options());
+    let space = driver.begin_space(0x4000, 0x4008);
+    let own = std::process::id();
+    let (managed, capacity) = (Bytes(BLOCKS * BLOCK), Bytes(44 * BLOCK));
+    let holding = Holding { managed, capacity: Some(capacity) };
+    let mut model = Blocks::default();
+    let mut expected = BlockTotals::default();
+    let seed = u64::from(own) ^ clock::now().0;
+    eprintln!("seed {seed}");
+    let mut state = seed | 1;
+    let mut random = |below: u64| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state % below
+    };
+    let gpu = Processor(1);
+    // Before anything is said about room, nothing is judged.
+    let moved = |dst, src, block: u64, part: u64, cause| Event::Migration {
+        dst,
+        src,
+        address: 0x7000_0000_0000 + block * BLOCK + part * (BLOCK / 2),
+        bytes: BLOCK / 2,
+        copy: false,
+        cause,
+    };
+    driver.notify(space, moved(Processor::CPU, gpu, 99, 0, MakeResidentCause::Eviction));
+    driver.notify(space, moved(gpu, Processor::CPU, 99, 0, MakeResidentCause::ReplayableFault));
+    model.evicted(99 * BLOCK, Bytes(BLOCK / 2));
+    model.brought(99 * BLOCK, Bytes(BLOCK / 2));
+    expected.unjudged += Bytes(BLOCK / 2);
+    bpf.set_room([((own, GPU), (capacity.0 - managed.0) as i64)].into());
+    assert_eq!(bpf.read().uvm.unwrap().blocks[&(own, GPU)].unjudged, expected.unjudged);
+
+    for _ in 0..4000 {
+        let (block, part) = (random(BLOCKS), random(2));
+        let at = 0x7000_0000_0000 + block * BLOCK + part * (BLOCK / 2);
+        let half = Bytes(BLOCK / 2);
+        match random(8) {
+            0..=3 => {
+                driver.notify(space, moved(Processor::CPU, gpu, block, part, MakeResidentCause::Eviction));
+                model.evicted(at, half);
+            }
+            4 => {
+                driver.notify(space, moved(gpu, Processor::CPU, block, part, MakeResidentCause::ApiMigrate));
+                model.brought(at, half);
+            }
+            cause => {
+                let cause =
+                    [MakeResidentCause::ReplayableFault, MakeResidentCause::Prefetch][cause as usize % 2];
+                driver.notify(space, moved(gpu, Processor::CPU, block, part, cause));
+                let Refault { curable, own } = model.faulted(at, half, holding);
+                expected.curable += curable;
+                expected.own += own;
+            }
+        }
+    }
+    let found = bpf.read().uvm.unwrap().blocks[&(own, GPU)];
+    assert_eq!(
+        (found.curable, found.own, found.unjudged),
+        (expected.curable, expected.own, expected.unjudged)
+    );
+    assert!(found.curable > Bytes::ZERO && found.own > Bytes::ZERO, "{found:?}");
+    driver.end_space(space);
+    // The figures of a space that has ended stay with its process.
+    let _retired = bpf.read();
+    assert_eq!(bpf.read().uvm.unwrap().blocks[&(own, GPU)], found);
+}
+
 #[test]
 fn events_that_make_no_sense_are_counted_and_then_end_the_sensor() {
     let Some(_turn) = turn() else { return };
@@ -237,6 +316,20 @@ fn a_driver_of_an_unknown_branch_is_refused_by_name_and_a_known_one_that_follows
     let mut bpf = Bpf::attach(&driver.options());
     let SensorState::Unavailable(reason) = state(&bpf, SensorName::UvmKprobe) else { panic!("attached") };
     assert!(reason.contains("700.01"), "{reason}");
+    // Where its own types tell the layout, it is taken.
+    let mut options = driver.options();
+    options.driver.btf_dir = driver.write_types();
+    let mut by_types = Bpf::attach(&options);
+    let SensorState::Attached(detail) = state(&by_types, SensorName::UvmKprobe) else {
+        panic!("not attached: {:?}", state(&by_types, SensorName::UvmKprobe))
+    };
+    assert!(detail.contains("the module itself tells"), "{detail}");
+    let space = driver.begin_space(0x6000, 0x6008);
+    driver.notify(space, migration(Processor(1), Processor::CPU, 4096, MakeResidentCause::Prefetch));
+    let seen = by_types.read().uvm.unwrap().clients[&(std::process::id(), GPU)];
+    assert_eq!(seen.bytes_in, Bytes(4096));
+    driver.end_space(space);
+    drop(by_types);
     driver.replace(DriverVersion::new(535, 288, 1));
     bpf.refresh();
     let SensorState::Attached(detail) = state(&bpf, SensorName::UvmKprobe) else { panic!("not attached") };

@@ -25,7 +25,7 @@ use aya::{
     },
 };
 use nvshare_abi::{
-    maps::{Config, CounterKey, Counters, EvictionKey, Health, Ownership, Space, SpaceId},
+    maps::{BlockFigures, Config, CounterKey, Counters, EvictionKey, Health, Ownership, Space, SpaceId},
     uvm::{DriverVersion, EventLayout, MakeResidentCause, symbol},
 };
 use nvshare_core::{Bytes, GpuId};
@@ -37,7 +37,10 @@ use super::{
 };
 use crate::{
     config::DriverConfig,
-    observe::source::{SensorState, UvmReading, UvmTotals},
+    observe::{
+        btf,
+        source::{BlockTotals, SensorState, UvmReading, UvmTotals},
+    },
 };
 
 /// One function to probe: its names in the order of preference, and the programs for a kprobe and a uprobe.
@@ -108,7 +111,12 @@ pub(super) struct UvmProbes {
     health: Health,
     gpus: BTreeMap<u32, GpuId>,
     totals: BTreeMap<(u32, GpuId), UvmTotals>,
+    /// The same of single blocks.
+    blocks: BTreeMap<(u32, GpuId), BlockTotals>,
     evictions: BTreeMap<(u32, u32, GpuId), Bytes>,
+    /// What the agent knows of the processes, and what the programs were told.
+    room: BTreeMap<(u32, GpuId), i64>,
+    told: BTreeMap<CounterKey, i64>,
     /// Owners of spaces that have ended, as long as eviction counts may name them.
     ended: BTreeMap<SpaceId, u32>,
 }
@@ -123,7 +131,10 @@ impl UvmProbes {
             health: Health::default(),
             gpus: BTreeMap::new(),
             totals: BTreeMap::new(),
+            blocks: BTreeMap::new(),
             evictions: BTreeMap::new(),
+            room: BTreeMap::new(),
+            told: BTreeMap::new(),
             ended: BTreeMap::new(),
         }
     }
@@ -164,6 +175,8 @@ impl UvmProbes {
         let_go(std::mem::take(&mut self.links));
         self.gpus.clear();
         self.totals.clear();
+        self.blocks.clear();
+        self.told.clear();
         self.evictions.clear();
         self.ended.clear();
         for key in maps.evictions().into_keys() {
@@ -198,11 +211,18 @@ impl UvmProbes {
                 driver.proc_dir.join("nvidia/version").display()
             )
         })?;
-        let layout = EventLayout::of(version).ok_or_else(|| {
-            format!(
-                "the event layout of driver {version} is not known to this agent; a newer agent may know it"
-            )
-        })?;
+        let (layout, from) = match EventLayout::of(version) {
+            Some(layout) => (layout, ""),
+            None => match btf::event_layout_in(&driver.btf_dir) {
+                Ok(layout) => (layout, ", whose event layout the module itself tells"),
+                Err(reason) => {
+                    return Err(format!(
+                        "the event layout of driver {version} is not known to this agent, and the module does not tell it \
+                         ({reason}); a newer agent may know it"
+                    ));
+                }
+            },
+        };
         maps.configure(&Config { layout_known: 1, reserved: 0, layout })?;
         self.version = Some(version);
         self.health = maps.health();
@@ -214,10 +234,10 @@ impl UvmProbes {
             }
         }
         Ok(if on_module {
-            format!("kprobes on nvidia_uvm {version}")
+            format!("kprobes on nvidia_uvm {version}{from}")
         } else {
             format!(
-                "uprobes on {} file(s) with the functions of nvidia_uvm {version}",
+                "uprobes on {} file(s) with the functions of nvidia_uvm {version}{from}",
                 driver.uvm_objects.len()
             )
         })
@@ -248,10 +268,15 @@ impl UvmProbes {
         let counters = maps.counters();
         let evictions = maps.evictions();
         let spaces = maps.spaces();
-        let mut reading =
-            UvmReading { clients: self.totals.clone(), evictions: self.evictions.clone(), known: Vec::new() };
+        let mut reading = UvmReading {
+            clients: self.totals.clone(),
+            blocks: self.blocks.clone(),
+            evictions: self.evictions.clone(),
+            known: Vec::new(),
+        };
         self.add_counters(&mut reading.clients, &spaces, &counters, driver);
         self.add_evictions(&mut reading.evictions, &spaces, &evictions, driver);
+        self.follow_blocks(&mut reading.blocks, maps, &spaces, &counters, driver);
         let known: BTreeSet<u32> = spaces
             .values()
             .filter(|space| space.ended_ns == 0 && space.ownership == Ownership::Certain as u32)
@@ -310,6 +335,42 @@ impl UvmProbes {
         }
     }
 
+    /// What a GPU can hold less what a process allocated there, for each process of which that is known.
+    pub(super) fn set_room(&mut self, room: BTreeMap<(u32, GpuId), i64>) {
+        self.room = room;
+    }
+
+    /// Adds what happened to blocks, and tells the programs what there is room for.
+    fn follow_blocks(
+        &mut self,
+        totals: &mut BTreeMap<(u32, GpuId), BlockTotals>,
+        maps: &mut Maps,
+        spaces: &BTreeMap<SpaceId, Space>,
+        counters: &BTreeMap<CounterKey, Counters>,
+        driver: &DriverConfig,
+    ) {
+        for &key in counters.keys().filter(|key| key.processor != 0) {
+            let tgid = spaces.get(&key.space).map_or(0, |space| space.tgid);
+            let Some(gpu) = self.gpu(key.processor, driver).filter(|_| tgid != 0) else { continue };
+            let room = self.room.get(&(tgid, gpu)).copied();
+            if self.told.get(&key).copied() != room {
+                maps.set_room(key, room);
+                match room {
+                    Some(room) => self.told.insert(key, room),
+                    None => self.told.remove(&key),
+                };
+            }
+            let Some(figures) = maps.blocks(key) else { continue };
+            let BlockFigures { evicted, returned, curable, own, unjudged, .. } = figures;
+            let totals = totals.entry((tgid, gpu)).or_default();
+            totals.evicted += Bytes(evicted);
+            totals.returned += Bytes(returned);
+            totals.curable += Bytes(curable);
+            totals.own += Bytes(own);
+            totals.unjudged += Bytes(unjudged);
+        }
+    }
+
     /// Moves the counts of spaces that have ended out of the maps, and drops those of processes that are gone.
     fn retire(
         &mut self,
@@ -323,6 +384,7 @@ impl UvmProbes {
             spaces.values().filter(|space| space.ended_ns == 0).map(|space| space.tgid).collect();
         let gone = |tgid: u32| !alive.contains(&tgid) && !Path::new("/proc").join(tgid.to_string()).exists();
         self.totals.retain(|(tgid, _), _| !gone(*tgid));
+        self.blocks.retain(|(tgid, _), _| !gone(*tgid));
         self.evictions.retain(|(_, victim, _), _| !gone(*victim));
 
         let ended: BTreeMap<SpaceId, Space> =
@@ -336,6 +398,10 @@ impl UvmProbes {
         let mut totals = std::mem::take(&mut self.totals);
         self.add_counters(&mut totals, &ended, &counters, driver);
         self.totals = totals;
+        let mut blocks = std::mem::take(&mut self.blocks);
+        self.follow_blocks(&mut blocks, maps, &ended, &counters, driver);
+        self.blocks = blocks;
+        self.told.retain(|key, _| !of_ended(&key.space));
 
         let evictions: BTreeMap<_, _> = evictions
             .iter()
@@ -366,7 +432,7 @@ impl UvmProbes {
         if let Some(&gpu) = self.gpus.get(&processor) {
             return Some(gpu);
         }
-        let gpu = gpu_named(driver, self.version?.procfs_gpu(processor)?)?;
+        let gpu = driver.gpu_named(self.version?.procfs_gpu(processor)?)?;
         self.gpus.insert(processor, gpu);
         Some(gpu)
     }
@@ -439,15 +505,6 @@ fn add(totals: &mut UvmTotals, counters: &Counters) {
     totals.bytes_out += Bytes(counters.bytes_out.iter().sum());
     totals.evicted += Bytes(evicted);
     totals.evicted_by_others += Bytes(counters.evicted_by_others);
-}
-
-/// The GPU behind `gpus/<name>`, whose link text is `GPU-<uuid>/<sub>` (to branch 560: `UVM-GPU-<uuid>/<sub>`).
-pub(super) fn gpu_named(driver: &DriverConfig, name: u32) -> Option<GpuId> {
-    let target = fs::read_link(driver.uvm_gpus_dir().join(name.to_string())).ok()?;
-    target.components().rev().find_map(|part| {
-        let text = part.as_os_str().to_str()?;
-        text.strip_prefix("UVM-").unwrap_or(text).parse().ok()
-    })
 }
 
 /// What the driver's files say of its instance.

@@ -16,7 +16,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use nvshare_abi::tools::TrackerLayout;
+use nvshare_abi::uvm::DriverVersion;
 use protocol::{BUFFER, Body, Opcode, Request, attributes, init, reply};
 
 use crate::{
@@ -51,7 +51,7 @@ pub(crate) fn detach(dir: &Path) -> bool {
 }
 
 /// Mounts the device files on `dir` and serves them until the process ends.
-pub(crate) fn mount(dir: &Path, world: Arc<Mutex<World>>, layout: TrackerLayout) -> io::Result<Mount> {
+pub(crate) fn mount(dir: &Path, world: Arc<Mutex<World>>, driver: DriverVersion) -> io::Result<Mount> {
     let device = File::options().read(true).write(true).open("/dev/fuse")?;
     // SAFETY: takes no arguments, cannot fail.
     let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
@@ -74,7 +74,7 @@ pub(crate) fn mount(dir: &Path, world: Arc<Mutex<World>>, layout: TrackerLayout)
         return Err(io::Error::last_os_error());
     }
     let mount = Mount(dir.to_owned());
-    let server = Server { fuse: Arc::new(device), world, layout, owner: (uid, gid), device: Arc::default() };
+    let server = Server { fuse: Arc::new(device), world, driver, owner: (uid, gid), device: Arc::default() };
     let reader = server.clone();
     std::thread::Builder::new().name("fuse".to_owned()).spawn(move || reader.serve())?;
     // The device number tells our files from others'; asking for it is a request that the thread answers.
@@ -87,7 +87,7 @@ pub(crate) fn mount(dir: &Path, world: Arc<Mutex<World>>, layout: TrackerLayout)
 struct Server {
     fuse: Arc<File>,
     world: Arc<Mutex<World>>,
-    layout: TrackerLayout,
+    driver: DriverVersion,
     owner: (u32, u32),
     /// Number of the mounted filesystem, 0 until known.
     device: Arc<std::sync::atomic::AtomicU64>,
@@ -197,7 +197,7 @@ impl Server {
 
     fn finish_ioctl(&self, unique: u64, call: &Call) {
         let device = self.device.load(std::sync::atomic::Ordering::Acquire);
-        match tools::answer(&self.world, self.layout, device, call) {
+        match tools::answer(&self.world, self.driver, device, call) {
             0 => self.send(unique, Ok(vec![0; 16])),
             error => self.send(unique, Err(-error)),
         }

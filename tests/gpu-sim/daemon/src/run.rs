@@ -58,6 +58,7 @@ pub(crate) fn run(options: &options::Run) -> Result<ExitCode> {
         spaces: std::collections::BTreeMap::new(),
         ended: Vec::new(),
         trackers: std::collections::BTreeMap::new(),
+        queues: std::collections::BTreeMap::new(),
     }));
     directory.write("fault-threads", &start_services(&world, &uuids, version.branch)?)?;
     let _mount = mount(dir, &world, version);
@@ -169,9 +170,8 @@ fn mount(
     world: &Arc<Mutex<World>>,
     version: nvshare_abi::uvm::DriverVersion,
 ) -> Option<fuse::Mount> {
-    let layout = TrackerLayout::of(version);
-    let mounted = match layout {
-        Some(layout) => fuse::mount(&dir.join("dev"), Arc::clone(world), layout),
+    let mounted = match TrackerLayout::of(version) {
+        Some(_) => fuse::mount(&dir.join("dev"), Arc::clone(world), version),
         None => Err(io::Error::other(format!("the tools ioctls of driver {version} are unknown"))),
     };
     match mounted {

@@ -1,8 +1,10 @@
 //! The driver's device files: what their ioctls do.
 //!
 //! A tracker watches one VA space for one observer: it counts, and writes its counters into the observer's memory after
-//! each batch, as the driver does into the pages that it pins. Event queues are not simulated: asking for one answers "not
-//! supported".
+//! each batch, as the driver does into the pages that it pins. An event queue ([`queue`]) holds migrations only, and nobody can
+//! wait for it: its files are always readable.
+
+mod queue;
 
 use std::{
     os::fd::{AsRawFd as _, OwnedFd},
@@ -13,10 +15,11 @@ use bytemuck::Zeroable as _;
 use nvshare_abi::{
     tools::{
         ALL_PROCESSORS, CONTROL_BUFFER, COUNTERS, Counter, DISABLE_COUNTERS, DISABLE_EVENTS, ENABLE_COUNTERS,
-        ENABLE_EVENTS, EnableParams, INIT_BYTES, INIT_EVENT_TRACKER, INIT_EVENT_TRACKER_V2, PROCESSOR_UUID,
-        QUEUE_ENTRIES, SET_NOTIFICATION_THRESHOLD, TrackerLayout, UVM_FD,
+        ENABLE_EVENTS, EnableParams, FLUSH_EVENTS, INIT_BYTES, INIT_EVENT_TRACKER, INIT_EVENT_TRACKER_V2,
+        PROCESSOR_UUID, QUEUE_BUFFER, QUEUE_ENTRIES, SET_NOTIFICATION_THRESHOLD, TrackerLayout, UVM_FD,
+        queue::QueueVersion,
     },
-    uvm::Status,
+    uvm::{DriverVersion, Status},
 };
 use nvshare_gpu_sim_model::ids::{CardId, SpaceId};
 
@@ -26,11 +29,12 @@ use crate::{
     world::{FileHandle, World},
 };
 
-/// UVM_INITIALIZE, UVM_DEINITIALIZE, UVM_MM_INITIALIZE and UVM_TOOLS_FLUSH_EVENTS of the driver.
+pub(crate) use queue::Queue;
+
+/// UVM_INITIALIZE, UVM_DEINITIALIZE and UVM_MM_INITIALIZE of the driver.
 const UVM_INITIALIZE: u32 = 0x3000_0001;
 const UVM_DEINITIALIZE: u32 = 0x3000_0002;
 const UVM_MM_INITIALIZE: u32 = 75;
-const UVM_TOOLS_FLUSH_EVENTS: u32 = 67;
 /// Ours: the simulator asks a duplicate of somebody's descriptor which open file it is.
 const IDENTIFY: u32 = 0x4e56;
 
@@ -93,21 +97,22 @@ pub(crate) fn waits_for_files(call: &Call) -> bool {
 }
 
 /// Answers an ioctl: what the system call returns, 0 or a negative error number.
-pub(crate) fn answer(world: &Mutex<World>, layout: TrackerLayout, device: u64, call: &Call) -> i32 {
+pub(crate) fn answer(world: &Mutex<World>, driver: DriverVersion, device: u64, call: &Call) -> i32 {
     let result = match (call.device, call.number) {
         (Device::Uvm, UVM_INITIALIZE) => status_at(call, 8, initialize(world, call)),
         (Device::Uvm, UVM_DEINITIALIZE) => Ok(()),
         (Device::Uvm, UVM_MM_INITIALIZE) => status_at(call, 4, Status::OK),
-        (Device::Uvm, UVM_TOOLS_FLUSH_EVENTS) => status_at(call, 0, Status::OK),
+        (Device::Uvm, FLUSH_EVENTS) => status_at(call, 0, flush(world, call)),
         (Device::Uvm, IDENTIFY) if call.pid == std::process::id() => {
             remote::write(call.pid, call.argument, &call.file.0.to_ne_bytes())
         }
         (Device::Tools, INIT_EVENT_TRACKER | INIT_EVENT_TRACKER_V2) => {
-            begin_tracker(world, layout, device, call)
+            begin_tracker(world, driver, device, call)
         }
         (Device::Tools, SET_NOTIFICATION_THRESHOLD) => status_at(call, 4, Status::NOT_SUPPORTED),
-        (Device::Tools, ENABLE_EVENTS | DISABLE_EVENTS) => status_at(call, 8, Status::NOT_SUPPORTED),
-        (Device::Tools, ENABLE_COUNTERS | DISABLE_COUNTERS) => enable(world, call),
+        (Device::Tools, ENABLE_EVENTS | DISABLE_EVENTS | ENABLE_COUNTERS | DISABLE_COUNTERS) => {
+            enable(world, call)
+        }
         (Device::Uvm | Device::Tools, _) => return -libc::EINVAL,
     };
     match result {
@@ -152,19 +157,24 @@ fn initialize(world: &Mutex<World>, call: &Call) -> Status {
 
 fn begin_tracker(
     world: &Mutex<World>,
-    layout: TrackerLayout,
+    driver: DriverVersion,
     device: u64,
     call: &Call,
 ) -> std::io::Result<()> {
+    // A driver whose calls are unknown has no device files; the second number came with 565.
+    let layout = TrackerLayout::of(driver).ok_or_else(|| std::io::Error::from_raw_os_error(libc::EINVAL))?;
+    if call.number == INIT_EVENT_TRACKER_V2 && driver.branch < 565 {
+        return Err(std::io::Error::from_raw_os_error(libc::EINVAL));
+    }
     let mut parameters = [0; INIT_BYTES];
     remote::read(call.pid, call.argument, &mut parameters[..layout.size])?;
-    let status = tracker_from(world, layout, device, call, &parameters)?;
+    let status = tracker_from(world, (driver, layout), device, call, &parameters)?;
     status_at(call, layout.status as u64, status)
 }
 
 fn tracker_from(
     world: &Mutex<World>,
-    layout: TrackerLayout,
+    (driver, layout): (DriverVersion, TrackerLayout),
     device: u64,
     call: &Call,
     parameters: &[u8; INIT_BYTES],
@@ -173,11 +183,14 @@ fn tracker_from(
         |offset: usize| parameters.get(offset..offset + 4).map_or(0, bytemuck::pod_read_unaligned::<u32>);
     let u64_at =
         |offset: usize| parameters.get(offset..offset + 8).map_or(0, bytemuck::pod_read_unaligned::<u64>);
-    if layout.version.is_some_and(|offset| !matches!(u32_at(offset), 1 | 2)) {
+    let version = match (layout.version.map(u32_at), call.number) {
+        (None, INIT_EVENT_TRACKER) | (Some(1), _) => QueueVersion::V1,
+        (None | Some(2), _) => QueueVersion::V2,
+        (Some(_), _) => return Ok(Status::INVALID_ARGUMENT),
+    };
+    let entries = u64_at(QUEUE_ENTRIES);
+    if entries != 0 && !((2..=1 << 24).contains(&entries) && entries.is_power_of_two()) {
         return Ok(Status::INVALID_ARGUMENT);
-    }
-    if u64_at(QUEUE_ENTRIES) != 0 {
-        return Ok(Status::NOT_SUPPORTED);
     }
     let card = if u32_at(ALL_PROCESSORS) == 0 {
         let uuid = &parameters[PROCESSOR_UUID..PROCESSOR_UUID + 16];
@@ -192,6 +205,27 @@ fn tracker_from(
     let Some(file) = identify(&remote::duplicate(call.pid, u32_at(UVM_FD))?, device) else {
         return Ok(Status::NOT_A_VA_SPACE);
     };
+    if entries != 0 {
+        let mut world = lock(world);
+        let space = world.spaces.iter().find(|(_, space)| space.file == Some(file)).map(|(&id, _)| id);
+        let Some(space) = space else { return Ok(Status::NOT_A_VA_SPACE) };
+        if world.trackers.contains_key(&call.file) || world.queues.contains_key(&call.file) {
+            return Ok(Status::INVALID_ARGUMENT);
+        }
+        let queue = Queue {
+            space,
+            observer: call.pid,
+            version,
+            ring: u64_at(QUEUE_BUFFER),
+            entries: entries as u32,
+            control: u64_at(CONTROL_BUFFER),
+            dropped: queue::dropped_at(driver, version),
+            enabled: 0,
+            held: Vec::new(),
+        };
+        world.queues.insert(call.file, queue);
+        return Ok(Status::OK);
+    }
     let counters_at = u64_at(CONTROL_BUFFER);
     let mut counters = [0; COUNTERS];
     remote::read(call.pid, counters_at, bytemuck::bytes_of_mut(&mut counters))?;
@@ -227,25 +261,46 @@ fn identify(descriptor: &OwnedFd, device: u64) -> Option<FileHandle> {
 fn enable(world: &Mutex<World>, call: &Call) -> std::io::Result<()> {
     let mut parameters = EnableParams::zeroed();
     remote::read(call.pid, call.argument, bytemuck::bytes_of_mut(&mut parameters))?;
-    let status = match lock(world).trackers.get_mut(&call.file) {
-        Some(tracker) if call.number == ENABLE_COUNTERS => {
-            tracker.enabled |= parameters.types;
+    let mut world = lock(world);
+    // An open file counts or queues, never both.
+    let enabled = match call.number {
+        ENABLE_COUNTERS | DISABLE_COUNTERS => {
+            world.trackers.get_mut(&call.file).map(|tracker| &mut tracker.enabled)
+        }
+        _ => world.queues.get_mut(&call.file).map(|queue| &mut queue.enabled),
+    };
+    let status = match enabled {
+        Some(enabled) if matches!(call.number, ENABLE_COUNTERS | ENABLE_EVENTS) => {
+            *enabled |= parameters.types;
             Status::OK
         }
-        Some(tracker) => {
-            tracker.enabled &= !parameters.types;
+        Some(enabled) => {
+            *enabled &= !parameters.types;
             Status::OK
         }
         None => Status::INVALID_ARGUMENT,
     };
+    drop(world);
     status_at(call, 8, status)
+}
+
+/// Queues what is held back of the VA space behind this file.
+fn flush(world: &Mutex<World>, call: &Call) -> Status {
+    let mut world = lock(world);
+    let space = world.spaces.iter().find(|(_, space)| space.file == Some(call.file)).map(|(&id, _)| id);
+    let Some(space) = space else { return Status::NOT_A_VA_SPACE };
+    world.queues.values_mut().filter(|queue| queue.space == space).for_each(Queue::flush);
+    Status::OK
 }
 
 /// A file was closed by the last who had it open.
 pub(crate) fn release(world: &Mutex<World>, device: Device, file: FileHandle) {
     let mut world = lock(world);
     let space = match device {
-        Device::Tools => world.trackers.remove(&file).and_then(|tracker| tracker.space),
+        Device::Tools => {
+            let counted = world.trackers.remove(&file).and_then(|tracker| tracker.space);
+            counted.or_else(|| world.queues.remove(&file).map(|queue| queue.space))
+        }
         Device::Uvm => {
             world.spaces.iter_mut().find(|(_, space)| space.file == Some(file)).map(|(&id, space)| {
                 space.file = None;

@@ -7,7 +7,10 @@
 use std::{collections::BTreeMap, ffi::c_void, sync::atomic::Ordering};
 
 use nvshare_abi::{
-    tools::Counter,
+    tools::{
+        Counter,
+        queue::{Migration, QueueVersion},
+    },
     uvm::{EventLayout, MakeResidentCause, Processor},
 };
 use nvshare_gpu_sim_model::{
@@ -15,11 +18,15 @@ use nvshare_gpu_sim_model::{
     ids::{BlockId, CardId, SpaceId},
     memory::{BlockSpan, Effect, Memory, Place},
     shared::{MAX_BLOCKS, Mapped},
+    sync::now_ns,
     wire::Record,
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{entry::uvm_perf_destroy_va_space_events, tools::Tracker};
+use crate::{
+    entry::uvm_perf_destroy_va_space_events,
+    tools::{Queue, Tracker},
+};
 
 /// An open file of the device directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -75,6 +82,7 @@ pub(crate) struct World {
     pub(crate) spaces: BTreeMap<SpaceId, Space>,
     pub(crate) ended: Vec<(SpaceId, Space)>,
     pub(crate) trackers: BTreeMap<FileHandle, Tracker>,
+    pub(crate) queues: BTreeMap<FileHandle, Queue>,
     /// Service time of each card.
     pub(crate) service_ns: Vec<u64>,
 }
@@ -116,7 +124,8 @@ impl World {
 
     /// Ends a space that nobody holds any more.
     pub(crate) fn end_if_unheld(&mut self, id: SpaceId) {
-        let tracked = self.trackers.values().any(|tracker| tracker.space == Some(id));
+        let tracked = self.trackers.values().any(|tracker| tracker.space == Some(id))
+            || self.queues.values().any(|queue| queue.space == id);
         let held = self.spaces.get(&id).is_none_or(|space| space.client.is_some() || space.file.is_some());
         if held || tracked {
             return;
@@ -208,7 +217,38 @@ impl World {
                 }
             }
         }
+        self.queue(effects);
         self.publish_usage();
+    }
+
+    /// Tells the event queues what moved.
+    fn queue(&mut self, effects: &[Effect]) {
+        let now = now_ns();
+        for queue in self.queues.values_mut() {
+            let version = queue.version();
+            let number = |card: Option<CardId>| match (card, version) {
+                (None, _) => 0,
+                (Some(card), QueueVersion::V1) => card.0 as u32 + 1,
+                (Some(card), QueueVersion::V2) => {
+                    self.processors.get(card.0).map_or(0, |processor| processor.0)
+                }
+            };
+            let observed = queue.space;
+            queue.moved(effects.iter().filter_map(|effect| match *effect {
+                Effect::Moved { space, address, bytes, from, to, cause, .. } if space == observed => {
+                    Some(Migration {
+                        cause: cause.migration_cause(),
+                        src: number(from),
+                        dst: number(to),
+                        address,
+                        bytes,
+                        begin_ns: now,
+                        end_ns: now,
+                    })
+                }
+                Effect::Moved { .. } | Effect::Populated { .. } => None,
+            }));
+        }
     }
 
     /// A process's account on a card.

@@ -9,8 +9,9 @@ mod simulator;
 mod tracker;
 
 use client::Client;
+use nvshare_abi::uvm::MigrationCause;
 use simulator::{Simulator, wait_until};
-use tracker::Tracker;
+use tracker::{Queue, Tracker};
 
 const MIB: u64 = 1 << 20;
 const BLOCK: u64 = 2 * MIB;
@@ -63,6 +64,93 @@ fn a_tracker_counts_exactly_what_thrashing_moves() {
         assert_eq!(counted.bytes_in, 2 * 24 * BLOCK, "both later sweeps bring back every block");
         assert_eq!(counted.faults, 3 * 24 * ENTRIES);
     }
+}
+
+#[test]
+fn an_event_queue_tells_each_move_with_its_cause_in_every_layout() {
+    // Both layouts of entries, and the three ways of asking for a queue.
+    for version in ["535.288.01", "550.163.01", "560.35.03", "580.126.20"] {
+        let simulator = Simulator::start(&["--memory", "64MiB", "--driver-version", version]);
+        if simulator.lacks_device_files() {
+            return;
+        }
+        let mut client = Client::start(&simulator);
+        let queue = Queue::of(&simulator, version.parse().unwrap(), client.pid(), 1024);
+        client.ask("managed 8");
+        client.ask("sweep 0");
+        client.ask("push-out");
+        assert_eq!(queue.drain(), [], "{version}: nothing was switched on");
+        queue.switch(true);
+        client.ask("sweep 0");
+        client.ask("push-out");
+        queue.flush();
+        let moved = queue.drain();
+        let of = |cause| {
+            let moved = moved.iter().filter(|moved| moved.cause == cause);
+            let mut found: Vec<_> = moved.map(|m| (m.src, m.dst, m.address, m.bytes)).collect();
+            found.sort_unstable();
+            found
+        };
+        let blocks = |src, dst| -> Vec<_> {
+            (0..8).map(|block| (src, dst, 0x7000_0000_0000 + block * BLOCK, BLOCK)).collect()
+        };
+        // The first card is number 1 in both layouts.
+        let back = [of(MigrationCause::Coherence), of(MigrationCause::Prefetch)].concat();
+        assert_eq!(back, blocks(0, 1), "{version}");
+        assert_eq!(of(MigrationCause::User), blocks(1, 0), "{version}");
+        assert_eq!((moved.len(), queue.dropped()), (16, 0), "{version}");
+        queue.switch(false);
+        client.ask("sweep 0");
+        queue.flush();
+        assert_eq!(queue.drain(), [], "{version}: switched off");
+    }
+}
+
+#[test]
+fn a_full_ring_drops_what_is_new_and_counts_it() {
+    for version in ["535.288.01", "550.163.01", "580.126.20"] {
+        let simulator = Simulator::start(&["--memory", "64MiB", "--driver-version", version]);
+        if simulator.lacks_device_files() {
+            return;
+        }
+        let mut client = Client::start(&simulator);
+        let queue = Queue::of(&simulator, version.parse().unwrap(), client.pid(), 8);
+        queue.switch(true);
+        client.ask("managed 20");
+        client.ask("sweep 0");
+        client.ask("push-out");
+        queue.flush();
+        let first = queue.drain();
+        assert_eq!((first.len(), queue.dropped()), (7, 13), "{version}: one slot stays free");
+        // After the observer has read, there is room again, across the ring's end.
+        client.ask("sweep 0");
+        queue.flush();
+        assert_eq!((queue.drain().len(), queue.dropped()), (7, 26), "{version}");
+    }
+}
+
+#[test]
+fn the_last_move_is_held_back_until_the_observer_asks() {
+    let simulator = Simulator::start(&["--memory", "64MiB"]);
+    if simulator.lacks_device_files() {
+        return;
+    }
+    let mut client = Client::start(&simulator);
+    let queue = Queue::of(&simulator, "580.126.20".parse().unwrap(), client.pid(), 64);
+    client.ask("managed 1");
+    client.ask("sweep 0");
+    queue.switch(true);
+    client.ask("push-out");
+    assert_eq!(queue.drain(), []);
+    queue.flush();
+    assert_eq!(queue.drain().len(), 1);
+    // A dead program's space is held by its queue, as by counters.
+    let pid = client.pid();
+    client.kill();
+    wait_until("the program to be gone", || !simulator.client(pid).connected);
+    assert!(!simulator.client(pid).ended);
+    drop(queue);
+    wait_until("its space to end", || simulator.client(pid).ended);
 }
 
 #[test]

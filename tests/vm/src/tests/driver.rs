@@ -3,8 +3,11 @@
 use std::{fs, os::fd::OwnedFd};
 
 use nvshare_abi::{
-    tools::Counter,
-    uvm::{BLOCK_BYTES, MakeResidentCause, PAGE_BYTES, Processor},
+    tools::{
+        Counter,
+        queue::{Migration, QueueLayout},
+    },
+    uvm::{BLOCK_BYTES, MakeResidentCause, MigrationCause, PAGE_BYTES, Processor},
 };
 use nvshare_agent::{
     config::DriverConfig,
@@ -12,6 +15,8 @@ use nvshare_agent::{
         bpf::Bpf,
         source::{SensorName, UvmReading, UvmTotals},
         uvm_counters::{CounterTotals, UvmCounters},
+        uvm_events::queue::EventQueue,
+        uvm_tools,
     },
 };
 use nvshare_core::Bytes;
@@ -34,6 +39,7 @@ pub(super) const ALL: &[Test] = &[
     ("the driver's own module: a space older than the probes has a probable owner at most", older_space),
     ("the driver's own module: it comes late, goes and comes back while probed", reloaded),
     ("the driver's own counters are read as it writes them", counters),
+    ("the driver's own event queue is read as it writes it, in its own layout", event_queue),
 ];
 
 #[track_caller]
@@ -282,6 +288,48 @@ fn counters() {
     space.count(Counter::GpuFaults, 7, gpu);
     assert_eq!((second.read().gpu_faults, tracker.read().gpu_faults), (7, 13));
     drop((tracker, second, descriptor));
+    drop(space);
+    driver.unload();
+}
+
+fn event_queue() {
+    let driver = Driver::load();
+    let version = QueueLayout::of(driver.version).expect("a known driver").version;
+    let space = Space::begin();
+    let descriptor = space.descriptor();
+    let open = || EventQueue::open_with(&DriverConfig::default(), &descriptor, 64);
+    let mut queue = open().expect("the driver accepts the queue");
+    let moved = |cause, block: u64| Migration {
+        cause,
+        src: 0,
+        dst: 1,
+        address: 0x7f00_0000_0000 + block * BLOCK_BYTES,
+        bytes: BLOCK_BYTES,
+        begin_ns: 5 + block,
+        end_ns: 7 + block,
+    };
+    let eviction = Migration { src: 1, dst: 0, ..moved(MigrationCause::Eviction, 3) };
+    space.queue(version, &eviction, 1);
+    assert_eq!(queue.drain().migrations, [], "nothing was switched on");
+    queue.switch(true).unwrap();
+    let all = [eviction, moved(MigrationCause::Coherence, 3), moved(MigrationCause::User, 4)];
+    for migration in &all {
+        space.queue(version, migration, 1);
+    }
+    uvm_tools::flush(&descriptor).unwrap();
+    let drained = queue.drain();
+    assert_eq!((drained.migrations.as_slice(), drained.dropped, drained.nonsense), (&all[..], 0, 0));
+    // Across the end of the ring, and beyond what it holds: one slot stays free.
+    space.queue(version, &eviction, 100);
+    let drained = queue.drain();
+    assert_eq!((drained.migrations, drained.dropped, drained.nonsense), (vec![eviction; 63], 37, 0));
+    space.queue(version, &eviction, 5);
+    let drained = queue.drain();
+    assert_eq!((drained.migrations.len(), drained.dropped), (5, 0), "drops are told once");
+    queue.switch(false).unwrap();
+    space.queue(version, &eviction, 1);
+    assert_eq!(queue.drain().migrations, []);
+    drop((queue, descriptor));
     drop(space);
     driver.unload();
 }

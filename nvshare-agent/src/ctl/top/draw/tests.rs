@@ -7,6 +7,7 @@ use super::*;
 use crate::{
     clients::client::ClientTotals,
     ctl::top::model::{Action, Sort, Wants},
+    observe::fusion::Fused,
     operator::{history::Rates, protocol::StatusReport},
 };
 
@@ -29,6 +30,7 @@ pub(super) fn client(id: u64, name: &str, state: &str, managed: u64) -> GpuClien
         working_set_bytes: (300 << 20, 300 << 20),
         refaulted_bytes: 5 << 20,
         seen: ClientTotals { evicted_by_others: Some(Bytes::gib(2)), ..ClientTotals::default() },
+        figures: Fused::default(),
     }
 }
 
@@ -84,6 +86,7 @@ fn overview() -> OverviewReport {
         metrics: None,
         gpus: vec![gpu],
         sensors: Vec::new(),
+        gaps: Vec::new(),
     };
     OverviewReport { status, t_ms: 110_000.0, changes: vec![change], history: vec![history] }
 }

@@ -12,7 +12,7 @@ use nvshare_core::GpuId;
 use rustix::time::{ClockId, clock_gettime};
 use tempfile::TempDir;
 
-use crate::{config::DriverConfig, observe::source::BpfOptions};
+use crate::{config::DriverConfig, observe::btf, observe::source::BpfOptions};
 
 /// The driver's unit of eviction.
 pub(super) const BLOCK: u64 = nvshare_abi::uvm::BLOCK_BYTES;
@@ -118,6 +118,7 @@ impl FakeDriver {
             driver: DriverConfig {
                 proc_dir: self.directory.path().join("proc"),
                 module_dir: self.directory.path().join("module"),
+                btf_dir: self.directory.path().join("btf"),
                 libcuda: Some(own.clone()),
                 fault_threads: Some(self.directory.path().join("fault-threads")),
                 uvm_objects: vec![own],
@@ -128,6 +129,15 @@ impl FakeDriver {
             xid: true,
             cuda_uprobe: true,
         }
+    }
+
+    /// Has the kernel show the types of this driver; gives the directory.
+    pub(super) fn write_types(&self) -> std::path::PathBuf {
+        let directory = self.directory.path().join("types");
+        fs::create_dir(&directory).unwrap();
+        fs::write(directory.join("vmlinux"), btf::tests::kernel()).unwrap();
+        fs::write(directory.join("nvidia_uvm"), btf::tests::module(&self.layout)).unwrap();
+        directory
     }
 
     pub(super) fn layout(&self) -> &EventLayout {

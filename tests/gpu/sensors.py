@@ -1,0 +1,263 @@
+"""Checks on a real GPU that the agent sees what programs move, exactly, and what looking costs.
+
+    sudo python3 tests/gpu/sensors.py --binaries target/release --out OUT [--mib 2048] [--rounds 6]
+
+Two programs at once move known amounts of managed memory by first touch, demand faults, prefetches and CPU touches, each
+its own. The agent's fused figures of each must be what that one did: bytes within 1 %, none of the other's. One program
+under the shim takes part, and a third, without it, must show in no client's figures. Then what looking costs: the same
+fault-bound and launch-bound loops with no sensors, with the calm ones, and with sampled event queues, in turns; and the
+agent's own time and memory with ten clients.
+
+It stays within free GPU memory: no program takes more than a quarter of what is free. Ends within five minutes, with 0 if
+every check held; OUT holds results.json, the logs and the recording (for `nvshare-agent replay`).
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from agent import Agent
+
+WORKER = Path(__file__).with_name("mover.py")
+#: Bytes may differ by this share.
+TOLERANCE = 0.01
+#: (what to do, bytes in, bytes out) in multiples of the program's memory.
+STEPS = [
+    ("fill", 0, 0),
+    ("to-host", 0, 1),
+    ("fill", 1, 0),
+    ("to-host", 0, 1),
+    ("to-gpu", 1, 0),
+    ("cpu", 0, 1),
+    ("fill", 1, 0),
+]
+#: Sensors off, for a program that nobody looks at.
+BLIND = "[sensors]\nuvm-kprobe = false\nuvm-counters = false\nuvm-events = false\nfault-thread = false\nxid = false\ncuda-uprobe = false\n"
+CALM = "[sensors]\nuvm-events = false\n"
+SAMPLING = "[sampling]\nduty = 0.1\n"
+
+
+class Mover:
+    """A program of its own, under the shim or not."""
+
+    def __init__(self, binaries, run_dir, name, shim=True):
+        env = dict(os.environ, NVSHARE_RUN_DIR=str(run_dir), PYTHONUNBUFFERED="1")
+        if shim:
+            env["LD_PRELOAD"] = str(binaries / "libnvshare.so")
+        self.name = name
+        self.log = open(run_dir / f"{name}.log", "w")
+        self.process = subprocess.Popen(
+            [sys.executable, str(WORKER)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, env=env,
+        )
+        self.answer()
+
+    def send(self, *words):
+        self.process.stdin.write(" ".join(str(w) for w in words) + "\n")
+        self.process.stdin.flush()
+
+    def answer(self):
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.name} ended: {Path(self.log.name).read_text()[-2000:]}")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise RuntimeError(f"{self.name}: {answer['error']}")
+        return answer
+
+    def do(self, *words):
+        self.send(*words)
+        return self.answer()
+
+    def quit(self):
+        self.process.stdin.close()
+        self.process.wait(timeout=60)
+
+
+class Report:
+    def __init__(self):
+        self.checks = []
+
+    def check(self, name, held, **figures):
+        self.checks.append({"check": name, "held": bool(held), **figures})
+        print(f"{'PASS' if held else 'FAIL'}  {name}: " + ", ".join(f"{k}={v}" for k, v in figures.items()), flush=True)
+
+
+def close(seen, done):
+    return seen is not None and abs(seen - done) <= TOLERANCE * max(done, 1 << 20)
+
+
+def wait_for(what, found, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not found():
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"waited in vain for {what}")
+        time.sleep(0.05)
+
+
+def joined(agent, mover):
+    pids = {client["pid"] for client in agent.ctl("clients", "--json")["clients"]}
+    return mover.process.pid in pids
+
+
+def movement(report, binaries, run_dir, base, mib, record, steps):
+    """What two programs did, step by step and at once, against the agent's figures of each."""
+    agent = Agent(binaries, run_dir, base, record=record)
+    try:
+        movers = {"a": (Mover(binaries, run_dir, "a"), mib), "b": (Mover(binaries, run_dir, "b"), mib * 3 // 4)}
+        stranger = Mover(binaries, run_dir, "stranger", shim=False)
+        for mover, size in movers.values():
+            wait_for(f"{mover.name} to join", lambda mover=mover: joined(agent, mover))
+            mover.do("managed", size)
+        stranger.do("managed", mib // 2)
+        before = {name: agent.settled(mover) for name, (mover, _) in movers.items()}
+        wrong = 0
+        for index, (step, came, went) in enumerate(steps):
+            for mover, _ in movers.values():
+                mover.send(step)
+            stranger.send("to-host" if index % 2 else "fill")
+            wrong += sum(mover.answer().get("wrong_words", 0) for mover, _ in movers.values())
+            stranger.answer()
+            after = {name: agent.settled(mover) for name, (mover, _) in movers.items()}
+            for name, (_, size) in movers.items():
+                done = {"bytes_in": came * (size << 20), "bytes_out": went * (size << 20)}
+                seen = {field: (after[name][field] or 0) - (before[name][field] or 0) for field in done}
+                held = all(close(seen[field], done[field]) for field in done)
+                report.check(f"step {index}, {step} by {name}", held, done=done, seen=seen)
+            cpu = {name: (after[name]["cpu_faults"] or 0) - (before[name]["cpu_faults"] or 0) for name in movers}
+            faults = {name: (after[name]["gpu_faults"] or 0) - (before[name]["gpu_faults"] or 0) for name in movers}
+            if step == "cpu":
+                report.check(f"step {index}: CPU touches show as CPU faults", min(cpu.values()) > 0, cpu_faults=cpu)
+            elif step == "fill":
+                report.check(f"step {index}: GPU accesses show as GPU faults", min(faults.values()) > 0, gpu_faults=faults)
+            else:
+                report.check(f"step {index}: prefetches show as no GPU faults", max(faults.values()) < 100, gpu_faults=faults)
+            before = after
+        report.check("nothing was lost", wrong == 0, wrong_words=wrong)
+        clients = {client["pid"] for client in agent.ctl("clients", "--json")["clients"]}
+        report.check("a program without the shim is no client", stranger.process.pid not in clients)
+        status = agent.ctl("status", "--json")
+        doctor = agent.ctl("doctor", "--json")
+        report.check("no two sensors disagree", doctor["disagreements"] == [], disagreements=doctor["disagreements"])
+        for mover, _ in movers.values():
+            mover.quit()
+        stranger.quit()
+        return {"status": status, "doctor": doctor}
+    finally:
+        agent.stop()
+
+
+def cost(report, binaries, run_dir, base, mib, rounds, judged):
+    """The same loops with nobody looking, with the calm sensors, and with sampled event queues, in turns."""
+    arms = {"blind": BLIND, "calm": CALM, "sampling": SAMPLING}
+    figures = {arm: {"fault_ms": [], "launch_ns": []} for arm in arms}
+    sampled = 0
+    mover = None
+    try:
+        for index in range(rounds):
+            # Another order each time, so that no arm always comes after the same one.
+            order = list(arms)[index % len(arms):] + list(arms)[:index % len(arms)]
+            for arm in order:
+                agent = Agent(binaries, run_dir, base + arms[arm])
+                try:
+                    if mover is None:
+                        mover = Mover(binaries, run_dir, "cost")
+                        mover.do("managed", mib)
+                        mover.do("fill")
+                    wait_for("the program to join again", lambda agent=agent: joined(agent, mover))
+                    if arm == "sampling":
+                        # An order stands for suspicion; a program that is alone never waits.
+                        agent.ctl("set", "mode", "exclusive")
+                    # The first pass after a change is nobody's.
+                    mover.do("faults", 1)
+                    figures[arm]["fault_ms"] += mover.do("faults", 3)["ms"]
+                    figures[arm]["launch_ns"].append(mover.do("launch", 20000)["ns_per_launch"])
+                    if arm == "sampling":
+                        sensors = agent.ctl("doctor", "--json")["sensors"]
+                        sampled += next(s["run_count"] for s in sensors if s["sensor"] == "uvm-events")
+                finally:
+                    agent.stop()
+    finally:
+        if mover is not None:
+            mover.quit()
+    median = {arm: {key: statistics.median(values) for key, values in found.items()} for arm, found in figures.items()}
+    for arm, limit in (("calm", 1.05), ("sampling", 1.10)):
+        ratio = median[arm]["fault_ms"] / median["blind"]["fault_ms"]
+        report.check(
+            f"a fault-bound loop with {arm} sensors", ratio <= limit or not judged,
+            ratio=round(ratio, 4), limit=limit, passes=len(figures[arm]["fault_ms"]), judged=judged,
+        )
+        ratio = median[arm]["launch_ns"] / median["blind"]["launch_ns"]
+        report.check(
+            f"a launch-bound loop with {arm} sensors", ratio <= 1.02 or not judged,
+            ratio=round(ratio, 4), limit=1.02, judged=judged,
+        )
+    report.check("event queues were sampled", sampled > 0, samples=sampled)
+    return {"median": median, "all": figures}
+
+
+def agent_cost(report, binaries, run_dir, base, clients, seconds, judged):
+    """The agent's own time and memory with many clients."""
+    agent = Agent(binaries, run_dir, base)
+    movers = []
+    try:
+        for index in range(clients):
+            movers.append(Mover(binaries, run_dir, f"client-{index}"))
+            movers[-1].do("managed", 64)
+            movers[-1].do("fill")
+        wait_for("all clients", lambda: len(agent.ctl("clients", "--json")["clients"]) == clients)
+        stat = Path(f"/proc/{agent.process.pid}/stat")
+
+        def ticks():
+            fields = stat.read_text().rsplit(") ", 1)[1].split()
+            return int(fields[11]) + int(fields[12])
+
+        before, begin = ticks(), time.monotonic()
+        time.sleep(seconds)
+        share = (ticks() - before) / os.sysconf("SC_CLK_TCK") / (time.monotonic() - begin)
+        status = Path(f"/proc/{agent.process.pid}/status").read_text()
+        resident = int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]) << 10
+        report.check("the agent's time", share <= 0.01 or not judged, share_of_a_core=round(share, 4), clients=clients, judged=judged)
+        report.check("the agent's memory", resident <= 50 << 20 or not judged, mib=round(resident / (1 << 20), 1), judged=judged)
+        return {"share_of_a_core": share, "resident_bytes": resident, "clients": clients, "seconds": seconds}
+    finally:
+        for mover in movers:
+            mover.quit()
+        agent.stop()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--binaries", type=Path, required=True, help="folder with nvshare-agent, nvsharectl, libnvshare.so")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the figures, the logs and the recording")
+    parser.add_argument("--mib", type=int, default=2048, help="memory of the larger program")
+    parser.add_argument("--rounds", type=int, default=6, help="rounds of the measurement of cost")
+    parser.add_argument("--clients", type=int, default=10, help="clients for the agent's own cost")
+    parser.add_argument("--seconds", type=float, default=20, help="how long the agent's own cost is taken")
+    parser.add_argument("--agent-config", type=Path, help="configuration that all agents begin with")
+    parser.add_argument("--simulated", action="store_true", help="cost is not judged, and the CPU touches no managed memory")
+    args = parser.parse_args()
+    binaries, out = args.binaries.resolve(), args.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    base = args.agent_config.read_text() + "\n" if args.agent_config else ""
+    report, judged = Report(), not args.simulated
+    record = out / "recording"
+    result = {"movement": movement(report, binaries, out, base, args.mib, record, STEPS[:5] if args.simulated else STEPS)}
+    replayed = subprocess.run([str(binaries / "nvshare-agent"), "replay", str(record)], capture_output=True, text=True)
+    report.check("the recording replays", replayed.returncode == 0, said=(replayed.stdout + replayed.stderr).strip()[-300:])
+    result["cost"] = cost(report, binaries, out, base, args.mib, args.rounds, judged)
+    result["agent"] = agent_cost(report, binaries, out, base, args.clients, args.seconds, judged)
+    result["checks"] = report.checks
+    (out / "results.json").write_text(json.dumps(result, indent=1) + "\n")
+    failed = [check["check"] for check in report.checks if not check["held"]]
+    print(f"{len(report.checks) - len(failed)} passed, {len(failed)} failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
