@@ -125,7 +125,7 @@ pub struct SamplingConfig {
 
 impl Default for SamplingConfig {
     fn default() -> Self {
-        Self { length: Nanos::millis(100), duty: 100 }
+        Self { length: Nanos::millis(100), duty: 50 }
     }
 }
 

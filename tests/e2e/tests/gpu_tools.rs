@@ -132,9 +132,11 @@ fn the_check_of_the_sensors_finds_every_byte_where_it_was_moved() -> Result<()> 
     let moved = |check: &&Value| check["done"]["bytes_in"].as_u64().is_some_and(|bytes| bytes > 0);
     let checks = results["checks"].as_array().context("no checks")?;
     assert_eq!(checks.iter().filter(moved).count(), 4, "two steps of two programs: {said}");
-    for arm in ["blind", "calm", "sampling"] {
-        let passes = results["cost"]["all"][arm]["fault_ms"].as_array().map(Vec::len);
-        assert_eq!(passes, Some(3), "{arm}: {said}");
+    for arm in ["calm", "sampling"] {
+        for pairs in ["faults", "launches"] {
+            let found = results["cost"]["ratios"][arm][pairs].as_array().map(Vec::len);
+            assert_eq!(found, Some(12), "{arm}, {pairs}: {said}");
+        }
     }
     assert!(out.join("recording").exists());
     Ok(())
