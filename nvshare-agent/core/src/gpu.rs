@@ -8,7 +8,7 @@ use crate::{
     account::Account,
     benefit::{Estimate, GapUse},
     detector::{Alarm, Detector},
-    engine::Config,
+    engine::{Config, Handover},
     id::{ClientId, Epoch, JobId},
     input::{Drain, ModeOrder},
     lease::Answered,
@@ -50,6 +50,8 @@ pub(crate) struct JobHere {
 pub(crate) struct Gpu {
     pub(crate) capacity: Bytes,
     pub(crate) link_rate: Bytes,
+    /// Who moves memory at a hand-over that is not left to the driver.
+    handover: Handover,
     pub(crate) members: BTreeMap<ClientId, Member>,
     pub(crate) jobs: BTreeMap<JobId, JobHere>,
     pub(crate) detector: Detector,
@@ -92,10 +94,17 @@ pub(crate) struct Gpu {
 }
 
 impl Gpu {
-    pub(crate) fn new(now: Nanos, capacity: Bytes, link_rate: Bytes, order: ModeOrder) -> Self {
+    pub(crate) fn new(
+        now: Nanos,
+        capacity: Bytes,
+        link_rate: Bytes,
+        order: ModeOrder,
+        handover: Handover,
+    ) -> Self {
         Self {
             capacity,
             link_rate,
+            handover,
             members: BTreeMap::new(),
             jobs: BTreeMap::new(),
             detector: Detector::default(),
@@ -198,7 +207,7 @@ impl Gpu {
         client: ClientId,
         now: Nanos,
         drain: Nanos,
-        measured: bool,
+        measured: Option<Handover>,
     ) -> Option<Epoch> {
         let epoch = self.members.get_mut(&client)?.grant(now, drain, measured);
         self.index_gate(client);
@@ -258,9 +267,19 @@ impl Gpu {
         jobs.iter().any(|job| self.wanting.contains(job))
     }
 
+    /// Who moves memory now.
+    pub(crate) fn mover(&self) -> Handover {
+        if self.plan.certifies() { Handover::Demand } else { self.handover }
+    }
+
+    /// What handing the GPU to a client costs now.
+    pub(crate) fn member_cost(&self, member: &Member) -> Option<Nanos> {
+        member.cost(self.capacity, self.link_rate, self.mover())
+    }
+
     /// What handing the GPU to a job costs.
     pub(crate) fn job_cost(&self, job: JobId) -> Option<Nanos> {
-        self.of_job(job).filter_map(|(_, member)| member.cost(self.capacity, self.link_rate)).max()
+        self.of_job(job).filter_map(|(_, member)| self.member_cost(member)).max()
     }
 
     /// What handing the GPU to a set costs.
@@ -271,7 +290,7 @@ impl Gpu {
     /// Looks anew at what a hand-over costs at most, among the clients that have memory here.
     pub(crate) fn refresh_cost(&mut self) {
         let with_memory = self.members.values().filter(|member| member.managed > Bytes::ZERO);
-        self.cost = with_memory.filter_map(|member| member.cost(self.capacity, self.link_rate)).max();
+        self.cost = with_memory.filter_map(|member| self.member_cost(member)).max();
     }
 
     pub(crate) fn cost_or_zero(&self) -> Nanos {
@@ -504,7 +523,8 @@ mod tests {
 
     /// A GPU of 1 GiB with a busy client for each of these amounts, each a job of its own.
     fn gpu(managed: &[Bytes]) -> Gpu {
-        let mut gpu = Gpu::new(Nanos::ZERO, Bytes::gib(1), Bytes::gib(10), ModeOrder::Auto);
+        let mut gpu =
+            Gpu::new(Nanos::ZERO, Bytes::gib(1), Bytes::gib(10), ModeOrder::Auto, Handover::Demand);
         for (index, &managed) in managed.iter().enumerate() {
             let mut member = Member::new(Nanos::ZERO, JobId(index as u64), 1000, 0, Epoch(0));
             member.activity(Nanos::ZERO, &Activity { managed, busy_threads: 1, ..Activity::default() });

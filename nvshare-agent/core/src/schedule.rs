@@ -163,7 +163,7 @@ impl Engine {
         let Some(gpu) = self.gpus.get_mut(&id) else { return false };
         let shut: Vec<_> = gpu.gates.shut.iter().copied().collect();
         for &client in &shut {
-            if let Some(epoch) = gpu.grant(client, now, Nanos::ZERO, false) {
+            if let Some(epoch) = gpu.grant(client, now, Nanos::ZERO, None) {
                 self.outbox.push_back(Output::Grant { client, gpu: id, epoch, prefetch: Bytes::ZERO });
             }
         }
@@ -256,7 +256,7 @@ impl Engine {
             && gpu.rotation.solvent(job, quantum)
             && gpu.of_job(job).all(|(_, member)| {
                 let (cycle, burst) = member.rhythm.cycle();
-                let cost = member.cost(gpu.capacity, gpu.link_rate).unwrap_or_default();
+                let cost = gpu.member_cost(member).unwrap_or_default();
                 cost + burst <= cycle
             })
     }
