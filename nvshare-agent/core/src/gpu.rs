@@ -52,6 +52,8 @@ pub(crate) struct Gpu {
     pub(crate) link_rate: Bytes,
     /// Who moves memory at a hand-over that is not left to the driver.
     handover: Handover,
+    /// Bytes per second, both directions together, that the driver moves while it serves faults.
+    paging_rate: Option<Bytes>,
     pub(crate) members: BTreeMap<ClientId, Member>,
     pub(crate) jobs: BTreeMap<JobId, JobHere>,
     pub(crate) detector: Detector,
@@ -105,6 +107,7 @@ impl Gpu {
             capacity,
             link_rate,
             handover,
+            paging_rate: None,
             members: BTreeMap::new(),
             jobs: BTreeMap::new(),
             detector: Detector::default(),
@@ -274,7 +277,12 @@ impl Gpu {
 
     /// What handing the GPU to a client costs now.
     pub(crate) fn member_cost(&self, member: &Member) -> Option<Nanos> {
-        member.cost(self.capacity, self.link_rate, self.mover())
+        let mover = self.mover();
+        let rate = match (mover, self.paging_rate) {
+            (Handover::Demand, Some(paging)) => paging.min(self.link_rate),
+            (Handover::Demand | Handover::Shim, _) => self.link_rate,
+        };
+        member.cost(self.capacity, rate, mover)
     }
 
     /// What handing the GPU to a job costs.

@@ -253,9 +253,9 @@ impl Member {
         self.resident.unwrap_or_else(|| self.footprint() - self.refaults.owed())
     }
 
-    /// What handing the GPU to it costs where this one moves memory, measured or estimated.
-    pub(crate) fn cost(&self, capacity: Bytes, link_rate: Bytes, mover: Handover) -> Option<Nanos> {
-        let estimated = || quantum::estimated_cost(self.working_set_high(), capacity, link_rate);
+    /// What handing the GPU to it costs where this one moves memory, measured or estimated at this rate.
+    pub(crate) fn cost(&self, capacity: Bytes, rate: Bytes, mover: Handover) -> Option<Nanos> {
+        let estimated = || quantum::estimated_cost(self.working_set_high(), capacity, rate);
         self.cost.measured(mover).or_else(estimated)
     }
 

@@ -23,6 +23,8 @@ use backoff::Backoff;
 const QUIET_MILLI: u64 = 20;
 /// A rotation that brings back more than this share of the capacity (thousandths) confirms the conflict.
 const CONFIRM_MILLI: u64 = 50;
+/// ... if the trial so far brought back more than this: working sets that fit settle within one turnover.
+const TURNOVER_MILLI: u64 = 1050;
 /// Quiet rotations after which a trial ends, and after which a confirmed conflict counts as gone.
 const QUIET_PROVISIONAL: u32 = 1;
 const QUIET_CONFIRMED: u32 = 2;
@@ -66,6 +68,8 @@ struct Turns {
     open: bool,
     /// Sensors follow every client block by block.
     by_block: bool,
+    /// What the rotations so far brought back.
+    brought: Bytes,
 }
 
 /// What one rotation moved.
@@ -193,6 +197,7 @@ impl Plan {
             calm: false,
             open: false,
             by_block: false,
+            brought: Bytes::ZERO,
         });
     }
 
@@ -213,7 +218,8 @@ impl Plan {
         let Phase::Turns(turns) = &mut self.phase else { return false };
         let telling = turns.stage == Stage::Provisional
             && turns.rotations >= 1
-            && brought > capacity.per_mille(CONFIRM_MILLI);
+            && brought > capacity.per_mille(CONFIRM_MILLI)
+            && turns.brought + brought > capacity.per_mille(TURNOVER_MILLI);
         if telling {
             turns.stage = Stage::Confirmed;
         }
@@ -238,6 +244,7 @@ impl Plan {
         // What was seen to move is a lower bound: it can confirm a conflict, but not rule one out.
         let certain = rotated.known && (!rotated.by_shim || bounds.by_block);
         let is_quiet = certain && rotated.moved <= capacity.per_mille(QUIET_MILLI);
+        turns.brought += rotated.brought;
         turns.quiet = if is_quiet { turns.quiet + 1 } else { 0 };
         turns.calm = rotated.known && rotated.brought <= capacity.per_mille(CONFIRM_MILLI);
         turns.open = bounds.low <= capacity;
@@ -255,7 +262,9 @@ impl Plan {
         {
             return Verdict::LeaveBounds;
         }
-        let telling = turns.rotations >= 2 && rotated.brought > capacity.per_mille(CONFIRM_MILLI);
+        let telling = turns.rotations >= 2
+            && rotated.brought > capacity.per_mille(CONFIRM_MILLI)
+            && turns.brought > capacity.per_mille(TURNOVER_MILLI);
         let undecided = turns.rotations >= UNDECIDED_MAX && turns.quiet == 0;
         if turns.stage == Stage::Provisional && (telling || undecided) {
             if let Phase::Turns(turns) = &mut self.phase {

@@ -6,6 +6,7 @@ use crate::{
         Totals,
         refault::{Flow, Holder},
     },
+    engine::Handover,
     id::JobId,
     input::GpuSample,
     turn::{Kind, TurnStage},
@@ -18,6 +19,10 @@ const BIN_MIN: Nanos = Nanos::MILLI;
 const BIN_MAX: Nanos = Nanos::seconds(60);
 /// A set is judged once it has had as many hand-over costs to come back.
 const SETTLING_COSTS: u64 = 2;
+/// A bin shows how fast the driver pages if faults were served for this part of it at least.
+const PAGING: u64 = 2;
+/// A bin changes the known rate by one part in this many.
+const LEARN_RATE: u64 = 4;
 
 /// Sums over the clients of a GPU.
 #[derive(Default)]
@@ -125,6 +130,7 @@ impl Gpu {
         if totals.known {
             self.known_at = at;
         }
+        self.learn_paging_rate(&totals);
         self.book(&totals, sums.making_room, (sums.returned, sums.evicted), &mut sums.felt);
         if !self.plan.takes_turns() {
             self.detector.observe(&totals);
@@ -142,6 +148,20 @@ impl Gpu {
             self.rotation_used += interval;
         }
         self.watch_turn(&totals, &sums);
+    }
+
+    /// How fast the driver moves memory, where nobody else does.
+    fn learn_paging_rate(&mut self, totals: &Totals) {
+        let Some(busy) = totals.fault_busy.filter(|busy| busy.0 >= totals.interval.0 / PAGING) else { return };
+        let moved = totals.bytes_in + totals.bytes_out;
+        if moved == Bytes::ZERO || (self.plan.takes_turns() && self.mover() == Handover::Shim) {
+            return;
+        }
+        let rate = u128::from(moved.0) * u128::from(Nanos::SECOND.0) / u128::from(busy.0.max(1));
+        let rate = Bytes(u64::try_from(rate).unwrap_or(u64::MAX));
+        self.paging_rate = Some(self.paging_rate.map_or(rate, |old| {
+            Bytes(old.0 - old.0 / LEARN_RATE + rate.0 / LEARN_RATE)
+        }));
     }
 
     /// At least two jobs have demand.
