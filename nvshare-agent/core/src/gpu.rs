@@ -312,7 +312,7 @@ impl Gpu {
     pub(crate) fn quantum(&self, config: &Config, fixed: Option<Nanos>) -> Nanos {
         if let Some(fixed) = fixed {
             fixed.max(quantum::FIXED_MIN)
-        } else if self.plan.stage() == Some(Stage::Provisional) {
+        } else if self.plan.hurries() {
             quantum::derived(self.cost, config.overhead_milli, config.quantum_max, true)
         } else {
             self.pace.quantum(self.derived_quantum(config), self.cost_or_zero(), config.quantum_max)
@@ -326,7 +326,7 @@ impl Gpu {
 
     /// A rotation is complete: the quantum adapts, and it is learned how well gaps are used.
     pub(crate) fn adapt(&mut self, config: &Config) {
-        if self.plan.stage() != Some(Stage::Provisional) {
+        if !self.plan.hurries() {
             self.pace.rotated(self.derived_quantum(config), self.cost_or_zero(), config.quantum_max);
         }
         if let Some(used) =
@@ -361,10 +361,14 @@ impl Gpu {
         let members = || contending.iter().filter_map(|id| self.members.get(id));
         let jobs: BTreeSet<JobId> = members().map(|member| member.job).collect();
         let committed: Bytes = members().map(|member| member.managed).sum();
+        // Turns give nothing to whoever is larger than the card, as far as is known: what one other could gain
+        // must add up, and so must what only a first turnover shows.
+        let fit = |job: &&JobId| self.jobs.get(job).is_some_and(|here| here.footprint <= self.capacity);
+        let doubtful = alarm.oversize || jobs.iter().filter(fit).count() < 2;
         if jobs.len() < 2
             || committed <= self.capacity.per_mille(FILL_MILLI)
             || alarm.episode < self.plan.backoff.volume(now, self.capacity)
-            || (alarm.oversize && alarm.episode <= self.capacity)
+            || (doubtful && alarm.episode <= self.capacity)
         {
             return None;
         }
