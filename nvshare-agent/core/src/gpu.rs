@@ -52,7 +52,7 @@ pub(crate) struct Gpu {
     pub(crate) link_rate: Bytes,
     /// Who moves memory at a hand-over that is not left to the driver.
     handover: Handover,
-    /// Bytes per second, both directions together, that the driver moves while it serves faults.
+    /// Bytes per second that the driver brings in while it serves faults, its evictions included.
     paging_rate: Option<Bytes>,
     pub(crate) members: BTreeMap<ClientId, Member>,
     pub(crate) jobs: BTreeMap<JobId, JobHere>,
@@ -277,28 +277,42 @@ impl Gpu {
 
     /// What handing the GPU to a client costs now.
     pub(crate) fn member_cost(&self, member: &Member) -> Option<Nanos> {
-        let mover = self.mover();
-        let rate = match (mover, self.paging_rate) {
-            (Handover::Demand, Some(paging)) => paging.min(self.link_rate),
-            (Handover::Demand | Handover::Shim, _) => self.link_rate,
-        };
-        member.cost(self.capacity, rate, mover)
+        member.cost.measured(self.mover()).or_else(|| self.estimated_cost(member))
     }
 
-    /// What handing the GPU to a job costs.
-    pub(crate) fn job_cost(&self, job: JobId) -> Option<Nanos> {
-        self.of_job(job).filter_map(|(_, member)| self.member_cost(member)).max()
+    fn estimated_cost(&self, member: &Member) -> Option<Nanos> {
+        let rate = match (self.mover(), self.paging_rate) {
+            (Handover::Demand, Some(paging)) => (paging + paging).min(self.link_rate),
+            (Handover::Demand | Handover::Shim, _) => self.link_rate,
+        };
+        quantum::estimated_cost(member.working_set_high(), self.capacity, rate)
+    }
+
+    /// What handing the GPU to a set costs, if anything is known of that. Who was measured was so beside the others
+    /// of its set; what is estimated adds up.
+    fn known_set_cost(&self, jobs: &[JobId]) -> Option<Nanos> {
+        let (mut measured, mut estimated) = (None, None);
+        for (_, member) in jobs.iter().flat_map(|&job| self.of_job(job)) {
+            if let Some(cost) = member.cost.measured(self.mover()) {
+                measured = measured.max(Some(cost));
+            } else if let Some(cost) = self.estimated_cost(member) {
+                estimated = Some(estimated.unwrap_or_default() + cost);
+            }
+        }
+        measured.max(estimated)
     }
 
     /// What handing the GPU to a set costs.
     pub(crate) fn set_cost(&self, jobs: &[JobId]) -> Nanos {
-        jobs.iter().filter_map(|&job| self.job_cost(job)).max().unwrap_or_default()
+        self.known_set_cost(jobs).unwrap_or_default()
     }
 
-    /// Looks anew at what a hand-over costs at most, among the clients that have memory here.
+    /// Looks anew at what a hand-over costs at most, among those that have memory here.
     pub(crate) fn refresh_cost(&mut self) {
         let with_memory = self.members.values().filter(|member| member.managed > Bytes::ZERO);
-        self.cost = with_memory.filter_map(|member| self.member_cost(member)).max();
+        let alone = with_memory.filter_map(|member| self.member_cost(member)).max();
+        let sets = self.sets.iter().filter_map(|set| self.known_set_cost(set)).max();
+        self.cost = alone.max(sets);
     }
 
     pub(crate) fn cost_or_zero(&self) -> Nanos {

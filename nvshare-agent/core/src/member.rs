@@ -10,7 +10,7 @@ use crate::{
     input::{Activity, ClientSample, Drain},
     lease::{Answered, Gate, Lease},
     output::{ClientState, ClientView},
-    quantum::{self, HandoverCost},
+    quantum::HandoverCost,
     rhythm::{IDLE_MAX, Rhythm},
     units::{Bytes, Nanos},
     working_set::WorkingSet,
@@ -251,12 +251,6 @@ impl Member {
     /// What of it lies on the GPU, at most.
     pub(crate) fn present(&self) -> Bytes {
         self.resident.unwrap_or_else(|| self.footprint() - self.refaults.owed())
-    }
-
-    /// What handing the GPU to it costs where this one moves memory, measured or estimated at this rate.
-    pub(crate) fn cost(&self, capacity: Bytes, rate: Bytes, mover: Handover) -> Option<Nanos> {
-        let estimated = || quantum::estimated_cost(self.working_set_high(), capacity, rate);
-        self.cost.measured(mover).or_else(estimated)
     }
 
     pub(crate) fn state(&self) -> ClientState {
