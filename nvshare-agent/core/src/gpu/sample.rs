@@ -56,7 +56,8 @@ impl Sums {
             self.totals.oversize += curable;
         }
         self.totals.weak |= weak && curable > Bytes::ZERO;
-        let returned = if by_block { curable } else { returned };
+        // What the shim brought in unasked shows no need of it, and is told apart.
+        let returned = if by_block { curable } else { returned - by_shim };
         if fits || by_block {
             self.returned += returned;
             self.evicted += evicted;
