@@ -151,6 +151,7 @@ impl Engine {
                 let Some(member) = gpu.members.get_mut(&client) else { return };
                 if member.lease.resumed(epoch) {
                     member.refaults.note_own_move_in(moved);
+                    member.rhythm.restored(self.now);
                     gpu.rotation.note_own_move(moved, Bytes::ZERO);
                 }
             }
@@ -204,6 +205,7 @@ impl Engine {
             self.announce(id, from, Reason::ThrashConfirmed { moved });
             self.touched.insert(id);
         }
+        self.press_again(id);
         self.watch_set(id);
     }
 

@@ -220,6 +220,9 @@ impl Member {
         self.working_set.end(self.footprint());
         self.hot = self.working_set_high().min(self.present());
         self.yielded = None;
+        if self.demand {
+            self.rhythm.spoiled();
+        }
         self.lease.revoke(now, within)
     }
 

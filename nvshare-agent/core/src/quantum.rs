@@ -57,6 +57,11 @@ impl HandoverCost {
         self.slice = Some(Slice { mover, granted: now, before: drain, peak: 0 });
     }
 
+    /// Memory is still coming back after a grant.
+    pub(crate) fn under_way(&self) -> bool {
+        self.slice.is_some()
+    }
+
     /// One bin of the turn: what came in for the GPU's faults.
     pub(crate) fn bin(&mut self, at: Nanos, interval: Nanos, bytes_in: Bytes) {
         let Some(slice) = &mut self.slice else { return };

@@ -226,6 +226,18 @@ impl Engine {
         members.map(|member| member.priority).max().unwrap_or_default()
     }
 
+    /// Who uses the GPU shortly may have come while it had used up its share, and be within it now.
+    pub(crate) fn press_again(&mut self, id: GpuId) {
+        let Some(gpu) = self.gpus.get(&id) else { return };
+        let Some(turn) = gpu.turn.as_ref().filter(|turn| turn.press != Press::Now) else { return };
+        let waits = |job: &&JobId| !turn.jobs.contains(job) && gpu.interactive(**job, self.now);
+        let waiting: Vec<JobId> = gpu.wanting.iter().filter(waits).copied().collect();
+        for job in waiting {
+            self.press(id, job);
+            self.touched.insert(id);
+        }
+    }
+
     /// Raises how urgently a job that came to wait here does so.
     fn press(&mut self, id: GpuId, job: JobId) {
         let now = self.now;

@@ -110,6 +110,11 @@ impl Gpu {
                 // What a client larger than the card brings in never ebbs, and is no hand-over.
                 member.cost.void();
             }
+            if member.cost.under_way() {
+                member.rhythm.restored(at);
+            } else if flow.curable > Bytes::ZERO {
+                member.rhythm.spoiled();
+            }
             let bin = Use {
                 interval,
                 demand: member.demand(),

@@ -42,7 +42,12 @@ impl Engine {
                 for &job in &jobs {
                     if self.wants(job) {
                         // Going on after an interruption brings back only what that took.
-                        self.grant_closed(id, job, kind == Kind::Regular && before == Nanos::ZERO);
+                        let measured = match kind {
+                            Kind::Regular => before == Nanos::ZERO,
+                            Kind::Interlude => true,
+                            Kind::Probe(_) => false,
+                        };
+                        self.grant_closed(id, job, measured);
                     }
                 }
                 if let Some(gpu) = self.gpus.get_mut(&id) {
