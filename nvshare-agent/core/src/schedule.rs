@@ -258,7 +258,7 @@ impl Engine {
     }
 
     /// An interactive job may run within another's turn while it stays within its share of the GPU, and as long
-    /// as its coming takes no longer than its bursts lie apart.
+    /// as its coming takes no longer than its bursts lie apart, or than it has waited already.
     fn may_interrupt(&self, gpu: &Gpu, job: JobId, quantum: Nanos, now: Nanos) -> bool {
         if gpu.plan.stage() == Some(crate::plan::Stage::Ordered) && self.fixed_quantum.is_some() {
             return false;
@@ -269,7 +269,7 @@ impl Engine {
             && gpu.of_job(job).all(|(_, member)| {
                 let (cycle, burst) = member.rhythm.cycle();
                 let cost = gpu.member_cost(member).unwrap_or_default();
-                cost + burst <= cycle
+                cost + burst <= cycle.max(member.waiting(now))
             })
     }
 
