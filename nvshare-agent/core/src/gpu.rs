@@ -549,8 +549,7 @@ mod tests {
 
     /// A GPU of 1 GiB with a busy client for each of these amounts, each a job of its own.
     fn gpu(managed: &[Bytes]) -> Gpu {
-        let mut gpu =
-            Gpu::new(Nanos::ZERO, Bytes::gib(1), Bytes::gib(10), ModeOrder::Auto, Handover::Demand);
+        let mut gpu = Gpu::new(Nanos::ZERO, Bytes::gib(1), Bytes::gib(10), ModeOrder::Auto, Handover::Demand);
         for (index, &managed) in managed.iter().enumerate() {
             let mut member = Member::new(Nanos::ZERO, JobId(index as u64), 1000, 0, Epoch(0));
             member.activity(Nanos::ZERO, &Activity { managed, busy_threads: 1, ..Activity::default() });

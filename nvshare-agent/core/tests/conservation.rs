@@ -11,7 +11,7 @@ use proptest::prelude::*;
 
 const GPU: GpuId = GpuId([1; 16]);
 const STEP: Nanos = Nanos::millis(10);
-const QUANTUM: Nanos = Nanos::millis(400);
+const QUANTUM: Nanos = Nanos::seconds(2);
 const TOLD: Nanos = Nanos::SECOND;
 
 /// Clients of one GPU that always have work and answer a revocation after `drain`.
@@ -105,17 +105,17 @@ proptest! {
     #[test]
     fn gpu_time_is_handed_out_once_by_weight_and_nobody_waits_longer_than_his_share_demands(
         weights in prop::collection::vec(prop::sample::select(vec![1000u32, 3000, 9000]), 2..5),
-        drain in 0u64..40,
+        drain in 0u64..20,
     ) {
         let drain = Nanos::millis(drain);
         let mut host = Host::new(&weights, drain);
         host.run(TOLD);
         host.tell(Input::Order(Order::Quantum { quantum: Some(QUANTUM) }));
         host.tell(Input::Order(Order::Mode { gpu: None, mode: ModeOrder::Exclusive }));
-        host.run(TOLD + Nanos::seconds(5));
+        host.run(TOLD + Nanos::seconds(20));
         let before = host.view();
         let began = host.now;
-        host.run(began + Nanos::seconds(120));
+        host.run(began + Nanos::seconds(400));
         let (after, elapsed) = (host.view(), host.now.since(began));
         let granted: Vec<Nanos> = before.clients.iter().zip(&after.clients)
             .map(|(before, after)| after.granted.since(before.granted)).collect();

@@ -161,7 +161,9 @@ impl Gpu {
     /// How fast the driver brings memory back. Bins in which it also does other things read low, so the rate rises
     /// at once and falls slowly.
     fn learn_paging_rate(&mut self, totals: &Totals, by_shim: Bytes) {
-        let Some(busy) = totals.fault_busy.filter(|busy| busy.0 >= totals.interval.0 / PAGING) else { return };
+        let Some(busy) = totals.fault_busy.filter(|busy| busy.0 >= totals.interval.0 / PAGING) else {
+            return;
+        };
         if totals.bytes_in == Bytes::ZERO || by_shim > Bytes::ZERO {
             return;
         }

@@ -165,9 +165,8 @@ impl Engine {
 /// they have had for longest themselves.
 fn lacking(gpu: &Gpu, holders: &[JobId]) -> Bytes {
     let coming = holders.iter().flat_map(|&job| gpu.of_job(job));
-    let lack: Bytes = coming
-        .map(|(_, member)| member.working_set_high().min(gpu.capacity) - member.present())
-        .sum();
+    let lack: Bytes =
+        coming.map(|(_, member)| member.working_set_high().min(gpu.capacity) - member.present()).sum();
     let present: Bytes = gpu.members.values().map(crate::member::Member::present).sum();
     lack - (gpu.capacity - present)
 }
