@@ -104,7 +104,7 @@ proptest! {
 fn any_batch() -> impl Strategy<Value = Vec<String>> {
     let client = (
         100u64..950,
-        3u64..12,
+        10u64..30,
         prop::sample::select(vec![1.0, 0.9, 0.6]),
         prop::sample::select(vec!["cyclic", "random"]),
         prop::sample::select(vec![20u64, 100, 400]),
@@ -120,7 +120,8 @@ fn any_batch() -> impl Strategy<Value = Vec<String>> {
     })
 }
 
-const SMALL_GPU: &str = "[gpu]\npreset = \"rtx5090-pcie5\"\nmemory = \"1 GiB\"\n";
+/// Its link is slow, so that sharing what does not fit costs several times the work.
+const SMALL_GPU: &str = "[gpu]\npreset = \"p100-pcie3\"\nmemory = \"1 GiB\"\n";
 /// Hand-overs may take a twentieth of the time; sharing is preferred until turns promise a tenth more.
 const OVERHEAD: f64 = 1.05 * 1.1;
 /// What it takes to find out, by trials of which the worst comes to nothing.
@@ -138,9 +139,9 @@ proptest! {
     }
 
     #[test]
-    fn whoever_has_work_all_the_time_gets_his_share_of_any_minute(clients in any_batch()) {
+    fn whoever_has_work_all_the_time_is_left_no_less_than_half_of_his_share_over_some_turns(clients in any_batch()) {
         let kill = (0..clients.len()).map(|index| {
-            format!("[[event]]\nat = \"60 s\"\ndo = \"kill\"\nclient = \"c{index}\"\n")
+            format!("[[event]]\nat = \"240 s\"\ndo = \"kill\"\nclient = \"c{index}\"\n")
         });
         let busy = clients.concat().replace("gpu_work = \"", "gpu_work = \"1000").replace("duty = 0.", "duty = 1.0 # ");
         let report = run(&format!("{SMALL_GPU}{busy}{}", kill.collect::<String>()), "auto");
