@@ -151,6 +151,7 @@ impl Engine {
                 let Some(member) = gpu.members.get_mut(&client) else { return };
                 if member.lease.resumed(epoch) {
                     member.refaults.note_own_move_in(moved);
+                    member.rhythm.restored(self.now);
                     gpu.rotation.note_own_move(moved, Bytes::ZERO);
                 }
             }
@@ -204,6 +205,7 @@ impl Engine {
             self.announce(id, from, Reason::ThrashConfirmed { moved });
             self.touched.insert(id);
         }
+        self.press_again(id);
         self.watch_set(id);
     }
 
@@ -214,7 +216,7 @@ impl Engine {
             gpu.link_rate = link_rate;
             return;
         }
-        let gpu = Gpu::new(self.now, capacity, link_rate, self.default_order);
+        let gpu = Gpu::new(self.now, capacity, link_rate, self.default_order, self.config.handover);
         self.gpus.insert(id, gpu);
         let users: Vec<ClientId> = self
             .clients
@@ -232,7 +234,7 @@ impl Engine {
     fn gpu_gone(&mut self, id: GpuId) {
         let Some(mut gpu) = self.gpus.remove(&id) else { return };
         for client in gpu.gates.shut.clone() {
-            if let Some(epoch) = gpu.grant(client, self.now, Nanos::ZERO, false) {
+            if let Some(epoch) = gpu.grant(client, self.now, Nanos::ZERO, None) {
                 self.outbox.push_back(Output::Grant { client, gpu: id, epoch, prefetch: Bytes::ZERO });
             }
         }

@@ -8,7 +8,7 @@ use crate::{
     account::Account,
     benefit::{Estimate, GapUse},
     detector::{Alarm, Detector},
-    engine::Config,
+    engine::{Config, Handover},
     id::{ClientId, Epoch, JobId},
     input::{Drain, ModeOrder},
     lease::Answered,
@@ -50,6 +50,10 @@ pub(crate) struct JobHere {
 pub(crate) struct Gpu {
     pub(crate) capacity: Bytes,
     pub(crate) link_rate: Bytes,
+    /// Who moves memory at a hand-over that is not left to the driver.
+    handover: Handover,
+    /// Bytes per second that the driver brings in while it serves faults, its evictions included.
+    paging_rate: Option<Bytes>,
     pub(crate) members: BTreeMap<ClientId, Member>,
     pub(crate) jobs: BTreeMap<JobId, JobHere>,
     pub(crate) detector: Detector,
@@ -92,10 +96,18 @@ pub(crate) struct Gpu {
 }
 
 impl Gpu {
-    pub(crate) fn new(now: Nanos, capacity: Bytes, link_rate: Bytes, order: ModeOrder) -> Self {
+    pub(crate) fn new(
+        now: Nanos,
+        capacity: Bytes,
+        link_rate: Bytes,
+        order: ModeOrder,
+        handover: Handover,
+    ) -> Self {
         Self {
             capacity,
             link_rate,
+            handover,
+            paging_rate: None,
             members: BTreeMap::new(),
             jobs: BTreeMap::new(),
             detector: Detector::default(),
@@ -198,7 +210,7 @@ impl Gpu {
         client: ClientId,
         now: Nanos,
         drain: Nanos,
-        measured: bool,
+        measured: Option<Handover>,
     ) -> Option<Epoch> {
         let epoch = self.members.get_mut(&client)?.grant(now, drain, measured);
         self.index_gate(client);
@@ -258,20 +270,49 @@ impl Gpu {
         jobs.iter().any(|job| self.wanting.contains(job))
     }
 
-    /// What handing the GPU to a job costs.
-    pub(crate) fn job_cost(&self, job: JobId) -> Option<Nanos> {
-        self.of_job(job).filter_map(|(_, member)| member.cost(self.capacity, self.link_rate)).max()
+    /// Who moves memory now.
+    pub(crate) fn mover(&self) -> Handover {
+        if self.plan.certifies() { Handover::Demand } else { self.handover }
+    }
+
+    /// What handing the GPU to a client costs now.
+    pub(crate) fn member_cost(&self, member: &Member) -> Option<Nanos> {
+        member.cost.measured(self.mover()).or_else(|| self.estimated_cost(member))
+    }
+
+    fn estimated_cost(&self, member: &Member) -> Option<Nanos> {
+        let rate = match (self.mover(), self.paging_rate) {
+            (Handover::Demand, Some(paging)) => (paging + paging).min(self.link_rate),
+            (Handover::Demand | Handover::Shim, _) => self.link_rate,
+        };
+        quantum::estimated_cost(member.working_set_high(), self.capacity, rate)
+    }
+
+    /// What handing the GPU to a set costs, if anything is known of that. Who was measured was so beside the others
+    /// of its set; what is estimated adds up.
+    fn known_set_cost(&self, jobs: &[JobId]) -> Option<Nanos> {
+        let (mut measured, mut estimated) = (None, None);
+        for (_, member) in jobs.iter().flat_map(|&job| self.of_job(job)) {
+            if let Some(cost) = member.cost.measured(self.mover()) {
+                measured = measured.max(Some(cost));
+            } else if let Some(cost) = self.estimated_cost(member) {
+                estimated = Some(estimated.unwrap_or_default() + cost);
+            }
+        }
+        measured.max(estimated)
     }
 
     /// What handing the GPU to a set costs.
     pub(crate) fn set_cost(&self, jobs: &[JobId]) -> Nanos {
-        jobs.iter().filter_map(|&job| self.job_cost(job)).max().unwrap_or_default()
+        self.known_set_cost(jobs).unwrap_or_default()
     }
 
-    /// Looks anew at what a hand-over costs at most, among the clients that have memory here.
+    /// Looks anew at what a hand-over costs at most, among those that have memory here.
     pub(crate) fn refresh_cost(&mut self) {
         let with_memory = self.members.values().filter(|member| member.managed > Bytes::ZERO);
-        self.cost = with_memory.filter_map(|member| member.cost(self.capacity, self.link_rate)).max();
+        let alone = with_memory.filter_map(|member| self.member_cost(member)).max();
+        let sets = self.sets.iter().filter_map(|set| self.known_set_cost(set)).max();
+        self.cost = alone.max(sets);
     }
 
     pub(crate) fn cost_or_zero(&self) -> Nanos {
@@ -285,7 +326,7 @@ impl Gpu {
     pub(crate) fn quantum(&self, config: &Config, fixed: Option<Nanos>) -> Nanos {
         if let Some(fixed) = fixed {
             fixed.max(quantum::FIXED_MIN)
-        } else if self.plan.stage() == Some(Stage::Provisional) {
+        } else if self.plan.hurries() {
             quantum::derived(self.cost, config.overhead_milli, config.quantum_max, true)
         } else {
             self.pace.quantum(self.derived_quantum(config), self.cost_or_zero(), config.quantum_max)
@@ -299,7 +340,7 @@ impl Gpu {
 
     /// A rotation is complete: the quantum adapts, and it is learned how well gaps are used.
     pub(crate) fn adapt(&mut self, config: &Config) {
-        if self.plan.stage() != Some(Stage::Provisional) {
+        if !self.plan.hurries() {
             self.pace.rotated(self.derived_quantum(config), self.cost_or_zero(), config.quantum_max);
         }
         if let Some(used) =
@@ -334,10 +375,14 @@ impl Gpu {
         let members = || contending.iter().filter_map(|id| self.members.get(id));
         let jobs: BTreeSet<JobId> = members().map(|member| member.job).collect();
         let committed: Bytes = members().map(|member| member.managed).sum();
+        // Turns give nothing to whoever is larger than the card, as far as is known: what one other could gain
+        // must add up, and so must what only a first turnover shows.
+        let fit = |job: &&JobId| self.jobs.get(job).is_some_and(|here| here.footprint <= self.capacity);
+        let doubtful = alarm.oversize || jobs.iter().filter(fit).count() < 2;
         if jobs.len() < 2
             || committed <= self.capacity.per_mille(FILL_MILLI)
             || alarm.episode < self.plan.backoff.volume(now, self.capacity)
-            || (alarm.oversize && alarm.episode <= self.capacity)
+            || (doubtful && alarm.episode <= self.capacity)
         {
             return None;
         }
@@ -504,7 +549,7 @@ mod tests {
 
     /// A GPU of 1 GiB with a busy client for each of these amounts, each a job of its own.
     fn gpu(managed: &[Bytes]) -> Gpu {
-        let mut gpu = Gpu::new(Nanos::ZERO, Bytes::gib(1), Bytes::gib(10), ModeOrder::Auto);
+        let mut gpu = Gpu::new(Nanos::ZERO, Bytes::gib(1), Bytes::gib(10), ModeOrder::Auto, Handover::Demand);
         for (index, &managed) in managed.iter().enumerate() {
             let mut member = Member::new(Nanos::ZERO, JobId(index as u64), 1000, 0, Epoch(0));
             member.activity(Nanos::ZERO, &Activity { managed, busy_threads: 1, ..Activity::default() });

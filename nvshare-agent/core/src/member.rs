@@ -5,11 +5,12 @@ use serde::{Deserialize, Serialize};
 use crate::{
     account::Spent,
     detector::{EXPIRY, refault::Refaults},
+    engine::Handover,
     id::{ClientId, Epoch, JobId},
     input::{Activity, ClientSample, Drain},
     lease::{Answered, Gate, Lease},
     output::{ClientState, ClientView},
-    quantum::{self, HandoverCost},
+    quantum::HandoverCost,
     rhythm::{IDLE_MAX, Rhythm},
     units::{Bytes, Nanos},
     working_set::WorkingSet,
@@ -197,14 +198,14 @@ impl Member {
         self.waiting_since.map_or(Nanos::ZERO, |since| now.since(since))
     }
 
-    /// Opens the gate. `measured`: what the hand-over costs is to be learned from this one.
-    pub(crate) fn grant(&mut self, now: Nanos, drain: Nanos, measured: bool) -> Epoch {
+    /// Opens the gate. `measured`: what a hand-over costs where this one moves memory is to be learned from it.
+    pub(crate) fn grant(&mut self, now: Nanos, drain: Nanos, measured: Option<Handover>) -> Epoch {
         self.book(now);
         self.grants += 1;
         self.yielded = None;
         self.waiting_since = None;
-        if measured {
-            self.cost.granted(now, drain);
+        if let Some(mover) = measured {
+            self.cost.granted(now, drain, mover);
         }
         self.working_set.begin();
         if self.demand {
@@ -219,6 +220,9 @@ impl Member {
         self.working_set.end(self.footprint());
         self.hot = self.working_set_high().min(self.present());
         self.yielded = None;
+        if self.demand {
+            self.rhythm.spoiled();
+        }
         self.lease.revoke(now, within)
     }
 
@@ -250,12 +254,6 @@ impl Member {
     /// What of it lies on the GPU, at most.
     pub(crate) fn present(&self) -> Bytes {
         self.resident.unwrap_or_else(|| self.footprint() - self.refaults.owed())
-    }
-
-    /// What handing the GPU to it costs, measured or estimated.
-    pub(crate) fn cost(&self, capacity: Bytes, link_rate: Bytes) -> Option<Nanos> {
-        let estimated = || quantum::estimated_cost(self.working_set_high(), capacity, link_rate);
-        self.cost.measured().or_else(estimated)
     }
 
     pub(crate) fn state(&self) -> ClientState {

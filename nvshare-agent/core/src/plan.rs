@@ -23,12 +23,14 @@ use backoff::Backoff;
 const QUIET_MILLI: u64 = 20;
 /// A rotation that brings back more than this share of the capacity (thousandths) confirms the conflict.
 const CONFIRM_MILLI: u64 = 50;
+/// ... if the trial so far brought back more than this: working sets that fit settle within one turnover.
+const TURNOVER_MILLI: u64 = 1050;
 /// Quiet rotations after which a trial ends, and after which a confirmed conflict counts as gone.
 const QUIET_PROVISIONAL: u32 = 1;
 const QUIET_CONFIRMED: u32 = 2;
 /// The most quiet rotations that are ever asked for.
 pub(crate) const QUIET_MAX: u32 = 8;
-/// A trial whose rotations are neither quiet nor telling, or cannot be judged, is confirmed after this many.
+/// A trial whose rotations are neither quiet nor telling, or cannot be judged, is confirmed after this many in a row.
 const UNDECIDED_MAX: u32 = 4;
 /// A confirmed conflict is given this many hand-over costs before anything but certainty ends it.
 const DWELL_COSTS: u64 = 10;
@@ -60,6 +62,10 @@ struct Turns {
     since: Nanos,
     rotations: u32,
     quiet: u32,
+    /// Rotations since the last quiet one, and what they brought back: each change of what clients use is given
+    /// its one turnover.
+    unsettled: u32,
+    brought: Bytes,
     /// The last rotation brought next to nothing back.
     calm: bool,
     /// What is known of working sets leaves open whether they fit.
@@ -142,6 +148,12 @@ impl Plan {
         }
     }
 
+    /// Turns are short, to see soon whether they are needed. A trial that is held beyond that is no hurry.
+    pub(crate) fn hurries(&self) -> bool {
+        matches!(self.phase, Phase::Turns(turns)
+            if turns.stage == Stage::Provisional && turns.rotations < UNDECIDED_MAX)
+    }
+
     /// Since when clients take turns.
     pub(crate) fn since(&self) -> Option<Nanos> {
         match self.phase {
@@ -190,6 +202,8 @@ impl Plan {
             since: now,
             rotations: 0,
             quiet: 0,
+            unsettled: 0,
+            brought: Bytes::ZERO,
             calm: false,
             open: false,
             by_block: false,
@@ -213,7 +227,8 @@ impl Plan {
         let Phase::Turns(turns) = &mut self.phase else { return false };
         let telling = turns.stage == Stage::Provisional
             && turns.rotations >= 1
-            && brought > capacity.per_mille(CONFIRM_MILLI);
+            && brought > capacity.per_mille(CONFIRM_MILLI)
+            && turns.brought + brought > capacity.per_mille(TURNOVER_MILLI);
         if telling {
             turns.stage = Stage::Confirmed;
         }
@@ -238,7 +253,14 @@ impl Plan {
         // What was seen to move is a lower bound: it can confirm a conflict, but not rule one out.
         let certain = rotated.known && (!rotated.by_shim || bounds.by_block);
         let is_quiet = certain && rotated.moved <= capacity.per_mille(QUIET_MILLI);
-        turns.quiet = if is_quiet { turns.quiet + 1 } else { 0 };
+        if is_quiet {
+            turns.quiet += 1;
+            (turns.unsettled, turns.brought) = (0, Bytes::ZERO);
+        } else {
+            turns.quiet = 0;
+            turns.unsettled += 1;
+            turns.brought += rotated.brought;
+        }
         turns.calm = rotated.known && rotated.brought <= capacity.per_mille(CONFIRM_MILLI);
         turns.open = bounds.low <= capacity;
         turns.by_block = bounds.by_block;
@@ -255,8 +277,10 @@ impl Plan {
         {
             return Verdict::LeaveBounds;
         }
-        let telling = turns.rotations >= 2 && rotated.brought > capacity.per_mille(CONFIRM_MILLI);
-        let undecided = turns.rotations >= UNDECIDED_MAX && turns.quiet == 0;
+        let telling = turns.rotations >= 2
+            && rotated.brought > capacity.per_mille(CONFIRM_MILLI)
+            && turns.brought > capacity.per_mille(TURNOVER_MILLI);
+        let undecided = turns.unsettled >= UNDECIDED_MAX;
         if turns.stage == Stage::Provisional && (telling || undecided) {
             if let Phase::Turns(turns) = &mut self.phase {
                 turns.stage = Stage::Confirmed;

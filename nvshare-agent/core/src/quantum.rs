@@ -9,7 +9,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::units::{Bytes, Nanos};
+use crate::{
+    engine::Handover,
+    units::{Bytes, Nanos},
+};
 
 /// A rate below this share of the peak (thousandths) means that the working set is back.
 const SETTLED_MILLI: u64 = 100;
@@ -20,16 +23,19 @@ const PROVISIONAL_COSTS: u64 = 4;
 /// The shortest quantum an operator can fix; below it there is nothing but hand-overs.
 pub(crate) const FIXED_MIN: Nanos = Nanos::MILLI;
 
-/// What it costs to give the GPU to one client.
+/// What it costs to give the GPU to one client, by who moves its memory: a driver that brings it back fault by
+/// fault takes many times as long as the shim, and one says nothing about the other.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct HandoverCost {
-    measured: Option<Nanos>,
+    by_driver: Option<Nanos>,
+    by_shim: Option<Nanos>,
     slice: Option<Slice>,
 }
 
 /// The turn that is being measured.
 #[derive(Debug, Serialize, Deserialize)]
 struct Slice {
+    mover: Handover,
     granted: Nanos,
     /// Spent before the gate opened.
     before: Nanos,
@@ -38,13 +44,22 @@ struct Slice {
 }
 
 impl HandoverCost {
-    pub(crate) fn measured(&self) -> Option<Nanos> {
-        self.measured
+    /// The cost as it was measured where this one moves memory.
+    pub(crate) fn measured(&self, mover: Handover) -> Option<Nanos> {
+        match mover {
+            Handover::Demand => self.by_driver,
+            Handover::Shim => self.by_shim,
+        }
     }
 
     /// A turn begins, after a drain that took this long.
-    pub(crate) fn granted(&mut self, now: Nanos, drain: Nanos) {
-        self.slice = Some(Slice { granted: now, before: drain, peak: 0 });
+    pub(crate) fn granted(&mut self, now: Nanos, drain: Nanos, mover: Handover) {
+        self.slice = Some(Slice { mover, granted: now, before: drain, peak: 0 });
+    }
+
+    /// Memory is still coming back after a grant.
+    pub(crate) fn under_way(&self) -> bool {
+        self.slice.is_some()
     }
 
     /// One bin of the turn: what came in for the GPU's faults.
@@ -58,8 +73,9 @@ impl HandoverCost {
         // A bin that began before the grant is empty in part, and its rate says nothing about the end.
         if settled && begins >= slice.granted {
             let cost = slice.before + if slice.peak == 0 { Nanos::ZERO } else { begins.since(slice.granted) };
+            let mover = slice.mover;
             self.slice = None;
-            self.learn(cost);
+            self.learn(mover, cost);
         }
     }
 
@@ -68,7 +84,7 @@ impl HandoverCost {
         if let Some(slice) = self.slice.take()
             && slice.peak > 0
         {
-            self.learn(slice.before + now.since(slice.granted));
+            self.learn(slice.mover, slice.before + now.since(slice.granted));
         }
     }
 
@@ -78,8 +94,12 @@ impl HandoverCost {
     }
 
     /// Rises fast and falls slowly: too short a quantum costs more than too long a one.
-    fn learn(&mut self, cost: Nanos) {
-        self.measured = Some(self.measured.map_or(cost, |old| {
+    fn learn(&mut self, mover: Handover, cost: Nanos) {
+        let measured = match mover {
+            Handover::Demand => &mut self.by_driver,
+            Handover::Shim => &mut self.by_shim,
+        };
+        *measured = Some(measured.map_or(cost, |old| {
             if cost > old { Nanos(old.0 / 2 + cost.0 / 2) } else { Nanos(old.0 - (old.0 - cost.0) / 4) }
         }));
     }
@@ -159,28 +179,41 @@ mod tests {
     #[test]
     fn the_cost_ends_where_the_rate_falls_below_a_tenth_of_its_peak() {
         let mut cost = HandoverCost::default();
-        cost.granted(Nanos::millis(1050), Nanos::millis(30));
+        cost.granted(Nanos::millis(1050), Nanos::millis(30), Handover::Demand);
         for (end, mib) in [(1100, 20), (1200, 100), (1300, 90), (1400, 15), (1500, 5), (1600, 0)] {
             cost.bin(Nanos::millis(end), BIN, Bytes::mib(mib));
         }
-        assert_eq!(cost.measured(), Some(Nanos::millis(350 + 30)));
+        assert_eq!(cost.measured(Handover::Demand), Some(Nanos::millis(350 + 30)));
+    }
+
+    #[test]
+    fn what_the_driver_takes_says_nothing_about_what_the_shim_takes() {
+        let mut cost = HandoverCost::default();
+        let mut turn = |mover, millis| {
+            cost.granted(Nanos::ZERO, Nanos::ZERO, mover);
+            cost.bin(Nanos::millis(millis), Nanos::millis(millis), Bytes::mib(500));
+            cost.bin(Nanos::millis(millis + 100), BIN, Bytes::ZERO);
+            [Handover::Demand, Handover::Shim].map(|mover| cost.measured(mover).map(Nanos::as_millis))
+        };
+        assert_eq!(turn(Handover::Demand, 9000), [Some(9000), None]);
+        assert_eq!(turn(Handover::Shim, 1000), [Some(9000), Some(1000)]);
     }
 
     #[test]
     fn a_resident_client_costs_only_the_drain() {
         let mut cost = HandoverCost::default();
-        cost.granted(Nanos::ZERO, Nanos::millis(7));
+        cost.granted(Nanos::ZERO, Nanos::millis(7), Handover::Demand);
         cost.bin(BIN, BIN, Bytes::ZERO);
-        assert_eq!(cost.measured(), Some(Nanos::millis(7)));
+        assert_eq!(cost.measured(Handover::Demand), Some(Nanos::millis(7)));
     }
 
     #[test]
     fn a_turn_that_ends_while_memory_still_comes_in_makes_the_next_one_longer() {
         let mut cost = HandoverCost::default();
-        cost.granted(Nanos::ZERO, Nanos::ZERO);
+        cost.granted(Nanos::ZERO, Nanos::ZERO, Handover::Demand);
         cost.bin(BIN, BIN, Bytes::mib(100));
         cost.ended(Nanos::millis(200));
-        let quantum = derived(cost.measured(), 1000, Nanos::MILLI, false);
+        let quantum = derived(cost.measured(Handover::Demand), 1000, Nanos::MILLI, false);
         assert_eq!(quantum, Nanos::millis(400));
     }
 

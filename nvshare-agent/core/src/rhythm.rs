@@ -39,6 +39,7 @@ pub(crate) struct Rhythm {
     /// When the burst or the pause under way began; a burst counts from when it could run.
     since: Nanos,
     running: bool,
+    spoiled: bool,
 }
 
 impl Rhythm {
@@ -52,6 +53,7 @@ impl Rhythm {
             bursts: 0,
             since: now,
             running: false,
+            spoiled: false,
         }
     }
 
@@ -92,12 +94,26 @@ impl Rhythm {
         self.since = now;
     }
 
+    /// Its memory was still on its way back: that is no part of the burst.
+    pub(crate) fn restored(&mut self, now: Nanos) {
+        if self.running {
+            self.since = now;
+        }
+    }
+
+    /// Others hold it up, by paging or by a turn of theirs: how long this burst takes says nothing.
+    pub(crate) fn spoiled(&mut self) {
+        self.spoiled |= self.running;
+    }
+
     /// Work ended at `at`.
     pub(crate) fn ended(&mut self, at: Nanos) {
         if self.running {
             let burst = at.since(self.since);
-            self.burst = if self.bursts == 0 { burst } else { mean(self.burst, burst) };
-            self.bursts = self.bursts.saturating_add(1);
+            if !std::mem::take(&mut self.spoiled) {
+                self.burst = if self.bursts == 0 { burst } else { mean(self.burst, burst) };
+                self.bursts = self.bursts.saturating_add(1);
+            }
             self.running = false;
             self.since = at.max(self.since);
         }
@@ -107,7 +123,7 @@ impl Rhythm {
     pub(crate) fn interactive(&self, now: Nanos, runs: bool) -> bool {
         let outgrown = self.running
             && runs
-            && now.since(self.since).0 > self.burst.0.saturating_mul(OUTGROWN).max(BURST_MAX.0);
+            && now.since(self.since).0 > self.burst.0.saturating_mul(OUTGROWN).max(2 * BURST_MAX.0);
         self.bursts >= BURSTS_MIN
             && self.burst <= BURST_MAX
             && self.pause >= PAUSE_MIN
@@ -161,8 +177,23 @@ mod tests {
         now += Nanos::seconds(2);
         rhythm.began(now);
         assert!(rhythm.interactive(now, true));
-        assert!(!rhythm.interactive(now + Nanos::seconds(1), true));
-        assert!(rhythm.interactive(now + Nanos::seconds(1), false), "waiting is not running");
+        assert!(!rhythm.interactive(now + Nanos::seconds(2), true));
+        assert!(rhythm.interactive(now + Nanos::seconds(2), false), "waiting is not running");
+    }
+
+    #[test]
+    fn what_paging_adds_to_a_burst_is_no_part_of_it() {
+        let mut rhythm = Rhythm::new(Nanos::ZERO);
+        let mut burst = |start: u64, held_up: &dyn Fn(&mut Rhythm)| {
+            rhythm.began(Nanos::millis(start));
+            held_up(&mut rhythm);
+            rhythm.ended(Nanos::millis(start + 900));
+            rhythm.interactive(Nanos::millis(start + 900), false)
+        };
+        assert!(!burst(2000, &Rhythm::spoiled));
+        assert!(!burst(4000, &|rhythm| rhythm.restored(Nanos::millis(4850))));
+        assert!(burst(6000, &|rhythm| rhythm.restored(Nanos::millis(6850))), "two of 50 ms");
+        assert!(burst(8000, &Rhythm::spoiled), "what is known stays");
     }
 
     #[test]

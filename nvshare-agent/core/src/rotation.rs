@@ -47,7 +47,7 @@ impl Candidate {
 pub(crate) struct Rotation {
     /// Credit in nanoseconds; negative is debt.
     credit: BTreeMap<JobId, i64>,
-    /// Places in the round, lowest first: behind all others for who comes anew and for who was served. Numbers of
+    /// Places in the round, lowest first: behind all others for who comes anew and for who had its visit. Numbers of
     /// jobs do not say it: whoever comes again and again under a higher number would always be ahead.
     places: BTreeMap<JobId, u64>,
     next_place: u64,
@@ -109,8 +109,12 @@ impl Rotation {
             self.add(&candidates[index], share(index).saturating_mul(visits), quantum);
         }
         let chosen = *order.get(place)?;
-        for &job in &candidates[chosen].jobs {
-            self.go_behind(job);
+        // Whoever was passed over had its visit: it comes by again once everybody else had theirs. Otherwise it would
+        // be given its share with each turn of anybody, not with each round.
+        for &index in &order[..=place] {
+            for &job in &candidates[index].jobs {
+                self.go_behind(job);
+            }
         }
         Some(chosen)
     }
@@ -302,6 +306,13 @@ mod tests {
             let (light, turns) = time[&1];
             assert!(light / u64::from(turns) >= QUANTUM.0 / 2, "turns of {} ns", light / u64::from(turns));
         }
+    }
+
+    #[test]
+    fn a_light_job_beside_two_heavy_ones_gets_its_share_of_rounds_not_of_turns() {
+        let time = run(&[candidate(1, 100), candidate(2, 300), candidate(3, 300)], 4000);
+        let ratio = (time[&2].0 + time[&3].0) as f64 / time[&1].0 as f64;
+        assert!((5.9..6.1).contains(&ratio), "{ratio}");
     }
 
     #[test]

@@ -163,7 +163,7 @@ impl Engine {
         let Some(gpu) = self.gpus.get_mut(&id) else { return false };
         let shut: Vec<_> = gpu.gates.shut.iter().copied().collect();
         for &client in &shut {
-            if let Some(epoch) = gpu.grant(client, now, Nanos::ZERO, false) {
+            if let Some(epoch) = gpu.grant(client, now, Nanos::ZERO, None) {
                 self.outbox.push_back(Output::Grant { client, gpu: id, epoch, prefetch: Bytes::ZERO });
             }
         }
@@ -226,6 +226,18 @@ impl Engine {
         members.map(|member| member.priority).max().unwrap_or_default()
     }
 
+    /// Who uses the GPU shortly may have come while it had used up its share, and be within it now.
+    pub(crate) fn press_again(&mut self, id: GpuId) {
+        let Some(gpu) = self.gpus.get(&id) else { return };
+        let Some(turn) = gpu.turn.as_ref().filter(|turn| turn.press != Press::Now) else { return };
+        let waits = |job: &&JobId| !turn.jobs.contains(job) && gpu.interactive(**job, self.now);
+        let waiting: Vec<JobId> = gpu.wanting.iter().filter(waits).copied().collect();
+        for job in waiting {
+            self.press(id, job);
+            self.touched.insert(id);
+        }
+    }
+
     /// Raises how urgently a job that came to wait here does so.
     fn press(&mut self, id: GpuId, job: JobId) {
         let now = self.now;
@@ -246,7 +258,7 @@ impl Engine {
     }
 
     /// An interactive job may run within another's turn while it stays within its share of the GPU, and as long
-    /// as its coming takes no longer than its bursts lie apart.
+    /// as its coming takes no longer than its bursts lie apart, or than it has waited already.
     fn may_interrupt(&self, gpu: &Gpu, job: JobId, quantum: Nanos, now: Nanos) -> bool {
         if gpu.plan.stage() == Some(crate::plan::Stage::Ordered) && self.fixed_quantum.is_some() {
             return false;
@@ -256,8 +268,8 @@ impl Engine {
             && gpu.rotation.solvent(job, quantum)
             && gpu.of_job(job).all(|(_, member)| {
                 let (cycle, burst) = member.rhythm.cycle();
-                let cost = member.cost(gpu.capacity, gpu.link_rate).unwrap_or_default();
-                cost + burst <= cycle
+                let cost = gpu.member_cost(member).unwrap_or_default();
+                cost + burst <= cycle.max(member.waiting(now))
             })
     }
 

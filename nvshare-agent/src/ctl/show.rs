@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fmt::Write as _};
 
-use nvshare_core::{Bytes, ModeOrder};
+use nvshare_core::{Bytes, ClientId, ModeOrder};
 
 use crate::{
     clients::client::ClientTotals,
@@ -14,7 +14,8 @@ use crate::{
         source::{SensorState, SensorStatus},
     },
     operator::protocol::{
-        ClientsReport, DoctorReport, Done, ExplainReport, GpuReport, SettingsReport, StatusReport,
+        ClientsReport, DoctorReport, Done, ExplainReport, GpuReport, GroundsReport, SettingsReport,
+        StatusReport,
     },
     text::clean,
 };
@@ -271,7 +272,13 @@ pub fn clients(report: &ClientsReport) -> String {
 
 /// `nvsharectl explain`.
 pub fn explain(report: &ExplainReport) -> String {
-    let mut text: String = report.gpus.iter().map(gpu_head).collect();
+    let mut text = String::new();
+    for (index, gpu) in report.gpus.iter().enumerate() {
+        text.push_str(&gpu_head(gpu));
+        if let Some(ground) = report.grounds.get(index) {
+            text.push_str(&grounds(ground));
+        }
+    }
     if report.changes.is_empty() {
         text.push_str("The plan has not changed since the agent started.\n");
     } else {
@@ -283,6 +290,47 @@ pub fn explain(report: &ExplainReport) -> String {
     }
     text.push_str(&gaps(&report.gaps));
     text
+}
+
+/// What a plan rests on.
+fn grounds(grounds: &GroundsReport) -> String {
+    let GroundsReport { expected_handover_s, sets, holders, working_set_bytes, reckoned, effect, next } =
+        grounds;
+    let percent = |share: f64| format!("{:.0} %", share * 100.0);
+    let (low, high) = *working_set_bytes;
+    let mut text = format!("  clients use {} to {} of their memory together", bytes(low), bytes(high));
+    if let Some(cost) = expected_handover_s {
+        let _ = write!(text, "; a hand-over is taken to cost {cost:.2} s");
+    }
+    text.push('\n');
+    if !holders.is_empty() {
+        let _ = writeln!(text, "  turns: {}; now: {}", sets_text(sets), set_text(holders));
+    }
+    if let Some((shared, turns)) = *reckoned {
+        let (shared, turns) = (percent(shared), percent(turns));
+        let _ = writeln!(text, "  reckoned use of the GPU: {shared} side by side, {turns} in turns");
+    }
+    if let Some((before, after, gain)) = *effect {
+        let (before, after) = (percent(before), percent(after));
+        let _ = write!(
+            text,
+            "  time lost to waiting for memory: {before} before the last turns, {after} in them"
+        );
+        if let Some(gain) = gain {
+            let _ = write!(text, "; clients got on {gain:.1} times as fast");
+        }
+        text.push('\n');
+    }
+    let _ = writeln!(text, "  next: {next}");
+    text
+}
+
+fn set_text(set: &[ClientId]) -> String {
+    set.iter().map(ToString::to_string).collect::<Vec<_>>().join("+")
+}
+
+fn sets_text(sets: &[Vec<ClientId>]) -> String {
+    sets.iter().map(|set| set_text(set)).collect::<Vec<_>>().join(", ")
 }
 
 /// One change of plan.
@@ -304,11 +352,7 @@ pub fn event(event: &PlanEvent) -> String {
         let _ = write!(text, "; {:.0} ms after the first refault", t_ms - first);
     }
     if sets.len() > 1 {
-        let sets: Vec<String> = sets
-            .iter()
-            .map(|set| set.iter().map(ToString::to_string).collect::<Vec<_>>().join("+"))
-            .collect();
-        let _ = write!(text, "; turns: {}", sets.join(", "));
+        let _ = write!(text, "; turns: {}", sets_text(sets));
     }
     text
 }
@@ -359,5 +403,34 @@ mod tests {
     fn columns_line_up() {
         let rows = vec![vec!["c1".to_owned(), "python".to_owned()], vec!["c10".to_owned(), "x".to_owned()]];
         assert_eq!(table(&["id", "name"], &rows), "  id   name\n  c1   python\n  c10  x\n");
+    }
+
+    #[test]
+    fn the_grounds_of_a_plan_are_told_in_sentences_and_what_is_not_known_is_left_out() {
+        let known = GroundsReport {
+            expected_handover_s: Some(1.25),
+            sets: vec![vec![ClientId(1), ClientId(2)], vec![ClientId(3)]],
+            holders: vec![ClientId(3)],
+            working_set_bytes: (1 << 30, 2 << 30),
+            reckoned: Some((0.05, 0.9)),
+            effect: Some((0.88, 0.04, Some(7.25))),
+            next: "nothing".to_owned(),
+        };
+        let expected = "  clients use 1.00 GiB to 2.00 GiB of their memory together; a hand-over is taken to cost 1.25 s\n  \
+                        turns: 1+2, 3; now: 3\n  \
+                        reckoned use of the GPU: 5 % side by side, 90 % in turns\n  \
+                        time lost to waiting for memory: 88 % before the last turns, 4 % in them; clients got on 7.2 times as fast\n  \
+                        next: nothing\n";
+        assert_eq!(grounds(&known), expected);
+        let unknown = GroundsReport {
+            expected_handover_s: None,
+            sets: vec![vec![ClientId(1)]],
+            holders: Vec::new(),
+            working_set_bytes: (0, 0),
+            reckoned: None,
+            effect: None,
+            next: "nothing".to_owned(),
+        };
+        assert_eq!(grounds(&unknown), "  clients use 0 B to 0 B of their memory together\n  next: nothing\n");
     }
 }

@@ -338,10 +338,33 @@ pub struct ClientReport {
 pub struct ExplainReport {
     /// Each GPU as in `status`.
     pub gpus: Vec<GpuReport>,
+    /// What the plan of each of them rests on, in the same order.
+    #[serde(default)]
+    pub grounds: Vec<GroundsReport>,
     /// The last changes of plan, oldest first.
     pub changes: Vec<PlanEvent>,
     /// What no sensor tells, and what the agent does instead.
     pub gaps: Vec<Gap>,
+}
+
+/// What the plan of a GPU rests on, and what may change it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GroundsReport {
+    /// What a hand-over is taken to cost.
+    pub expected_handover_s: Option<f64>,
+    /// Who takes turns with whom, in the order of turns.
+    pub sets: Vec<Vec<ClientId>>,
+    /// Whose turn it is.
+    pub holders: Vec<ClientId>,
+    /// What all clients use of their managed memory together: at least, and at most.
+    pub working_set_bytes: (u64, u64),
+    /// Share of its time that the GPU was last reckoned to be of use: side by side, and in turns.
+    pub reckoned: Option<(f64, f64)>,
+    /// Share of the time lost to waiting for memory before the last turns, and in them; with the progress of
+    /// clients as a multiple of what it was, if enough was seen.
+    pub effect: Option<(f64, f64, Option<f64>)>,
+    /// What may change the plan next.
+    pub next: String,
 }
 
 /// The answer to `doctor`.

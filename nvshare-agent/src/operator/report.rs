@@ -8,8 +8,8 @@ use super::{
     history::History,
     overview::OverviewReport,
     protocol::{
-        ClientReport, ClientsReport, DoctorReport, ExplainReport, GpuClientReport, GpuReport, SensorAdvice,
-        SettingsReport, StatusReport,
+        ClientReport, ClientsReport, DoctorReport, ExplainReport, GpuClientReport, GpuReport, GroundsReport,
+        SensorAdvice, SettingsReport, StatusReport,
     },
 };
 use crate::{
@@ -95,7 +95,8 @@ impl Desk {
     pub async fn explain(&self) -> Result<ExplainReport, Gone> {
         let seen = self.hub.driver.seen().await?;
         let gaps = gaps(&self.sensors.all());
-        Ok(ExplainReport { gpus: self.gpus(&seen), changes: seen.changes, gaps })
+        let grounds = seen.view.gpus.iter().map(grounds).collect();
+        Ok(ExplainReport { gpus: self.gpus(&seen), grounds, changes: seen.changes, gaps })
     }
 
     /// The answer to `clients`.
@@ -159,6 +160,22 @@ impl Desk {
             ..gpu_report(view, known.get(&view.gpu))
         };
         seen.view.gpus.iter().map(report).collect()
+    }
+}
+
+fn grounds(view: &GpuView) -> GroundsReport {
+    let share = |milli: u32| f64::from(milli) / 1e3;
+    GroundsReport {
+        expected_handover_s: view.expected_cost.map(Nanos::as_secs_f64),
+        sets: view.sets.clone(),
+        holders: view.holders.clone(),
+        working_set_bytes: (view.working_sets.0.0, view.working_sets.1.0),
+        reckoned: view.reckoned_milli.map(|(shared, turns)| (share(shared), share(turns))),
+        effect: view.account.effect.map(|effect| {
+            let gain = effect.gain_milli.map(share);
+            (share(effect.before_stall_milli), share(effect.after_stall_milli), gain)
+        }),
+        next: view.outlook.to_string(),
     }
 }
 

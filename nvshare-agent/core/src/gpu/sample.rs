@@ -18,6 +18,10 @@ const BIN_MIN: Nanos = Nanos::MILLI;
 const BIN_MAX: Nanos = Nanos::seconds(60);
 /// A set is judged once it has had as many hand-over costs to come back.
 const SETTLING_COSTS: u64 = 2;
+/// A bin shows how fast the driver pages if faults were served for this part of it at least.
+const PAGING: u64 = 2;
+/// A slower bin lowers the known rate by one part in this many at most.
+const RATE_FALLS: u64 = 64;
 
 /// Sums over the clients of a GPU.
 #[derive(Default)]
@@ -29,6 +33,8 @@ struct Sums {
     /// The same of the clients whose turn it is.
     held_returned: Bytes,
     held_evicted: Bytes,
+    /// What the shim brought in.
+    by_shim: Bytes,
     /// Some client's memory made room for something.
     making_room: bool,
     /// What each client felt.
@@ -37,9 +43,10 @@ struct Sums {
 
 impl Sums {
     fn add(&mut self, flow: &Flow, runs: bool) {
-        let Flow { bytes_in, bytes_out, evicted, returned, by_shim: _, curable, own, fits, weak, by_block } =
+        let Flow { bytes_in, bytes_out, evicted, returned, by_shim, curable, own, fits, weak, by_block } =
             *flow;
         self.totals.known = true;
+        self.by_shim += by_shim;
         self.making_room |= evicted > Bytes::ZERO;
         self.totals.bytes_in += bytes_in;
         self.totals.bytes_out += bytes_out;
@@ -49,7 +56,8 @@ impl Sums {
             self.totals.oversize += curable;
         }
         self.totals.weak |= weak && curable > Bytes::ZERO;
-        let returned = if by_block { curable } else { returned };
+        // What the shim brought in unasked shows no need of it, and is told apart.
+        let returned = if by_block { curable } else { returned - by_shim };
         if fits || by_block {
             self.returned += returned;
             self.evicted += evicted;
@@ -102,6 +110,11 @@ impl Gpu {
                 // What a client larger than the card brings in never ebbs, and is no hand-over.
                 member.cost.void();
             }
+            if member.cost.under_way() {
+                member.rhythm.restored(at);
+            } else if flow.curable > Bytes::ZERO {
+                member.rhythm.spoiled();
+            }
             let bin = Use {
                 interval,
                 demand: member.demand(),
@@ -125,6 +138,7 @@ impl Gpu {
         if totals.known {
             self.known_at = at;
         }
+        self.learn_paging_rate(&totals, sums.by_shim);
         self.book(&totals, sums.making_room, (sums.returned, sums.evicted), &mut sums.felt);
         if !self.plan.takes_turns() {
             self.detector.observe(&totals);
@@ -144,6 +158,21 @@ impl Gpu {
         self.watch_turn(&totals, &sums);
     }
 
+    /// How fast the driver brings memory back. Bins in which it also does other things read low, so the rate rises
+    /// at once and falls slowly.
+    fn learn_paging_rate(&mut self, totals: &Totals, by_shim: Bytes) {
+        let Some(busy) = totals.fault_busy.filter(|busy| busy.0 >= totals.interval.0 / PAGING) else {
+            return;
+        };
+        if totals.bytes_in == Bytes::ZERO || by_shim > Bytes::ZERO {
+            return;
+        }
+        let rate = u128::from(totals.bytes_in.0) * u128::from(Nanos::SECOND.0) / u128::from(busy.0.max(1));
+        let rate = Bytes(u64::try_from(rate).unwrap_or(u64::MAX));
+        let kept = self.paging_rate.unwrap_or_default();
+        self.paging_rate = Some(rate.max(kept - Bytes(kept.0 / RATE_FALLS)));
+    }
+
     /// At least two jobs have demand.
     fn contended(&self, at: Nanos) -> bool {
         let mut first: Option<JobId> = None;
@@ -155,6 +184,7 @@ impl Gpu {
 
     /// Do the clients that run together now push each other out?
     fn watch_turn(&mut self, totals: &Totals, sums: &Sums) {
+        let cost = self.turn.as_ref().map(|turn| self.set_cost(&turn.jobs)).unwrap_or_default();
         let Some(turn) = &mut self.turn else { return };
         let TurnStage::Running { since } = turn.stage else { return };
         if let Kind::Probe(probe) = &mut turn.kind {
@@ -162,7 +192,7 @@ impl Gpu {
             probe.last_returned = sums.returned;
             return;
         }
-        let settled = since + Nanos(self.cost.unwrap_or_default().0.saturating_mul(SETTLING_COSTS));
+        let settled = since + Nanos(cost.0.saturating_mul(SETTLING_COSTS));
         if turn.jobs.len() < 2 || totals.at.since(totals.interval) < settled {
             return;
         }

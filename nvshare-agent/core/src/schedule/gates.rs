@@ -27,7 +27,9 @@ impl Engine {
             self.grant_closed(id, job, false);
         }
         self.revoke_others(id, &holders);
-        if let Some(Turn { jobs, stage, kind, .. }) = self.gpus.get(&id).and_then(|gpu| gpu.turn.clone()) {
+        if let Some(Turn { jobs, stage, kind, before, .. }) =
+            self.gpus.get(&id).and_then(|gpu| gpu.turn.clone())
+        {
             let running = match stage {
                 TurnStage::Running { .. } => true,
                 TurnStage::Acquiring => {
@@ -39,7 +41,13 @@ impl Engine {
             if running {
                 for &job in &jobs {
                     if self.wants(job) {
-                        self.grant_closed(id, job, kind == Kind::Regular);
+                        // Going on after an interruption brings back only what that took.
+                        let measured = match kind {
+                            Kind::Regular => before == Nanos::ZERO,
+                            Kind::Interlude => true,
+                            Kind::Probe(_) => false,
+                        };
+                        self.grant_closed(id, job, measured);
                     }
                 }
                 if let Some(gpu) = self.gpus.get_mut(&id) {
@@ -67,9 +75,9 @@ impl Engine {
 
     fn grant_closed(&mut self, id: GpuId, job: JobId, measured: bool) {
         let now = self.now;
-        let handover = self.handover(id);
         let Some(gpu) = self.gpus.get_mut(&id) else { return };
-        let drain = gpu.last_drain;
+        let (drain, mover) = (gpu.last_drain, gpu.mover());
+        let measured = measured.then_some(mover);
         for client in gpu.clients_of(job) {
             let Some(member) = gpu.members.get(&client) else { continue };
             if member.lease.gate() != crate::lease::Gate::Closed {
@@ -81,24 +89,15 @@ impl Engine {
                 gpu.hurt(&self.config);
             }
             let Some(member) = gpu.members.get(&client) else { continue };
-            let prefetch = if handover == Handover::Shim { member.hot } else { Bytes::ZERO };
+            let prefetch = if mover == Handover::Shim { member.hot } else { Bytes::ZERO };
             if let Some(epoch) = gpu.grant(client, now, drain, measured) {
                 self.outbox.push_back(Output::Grant { client, gpu: id, epoch, prefetch });
             }
         }
     }
 
-    /// Who moves memory on this GPU now.
-    fn handover(&self, id: GpuId) -> Handover {
-        match self.gpus.get(&id) {
-            Some(gpu) if gpu.plan.certifies() => Handover::Demand,
-            Some(_) | None => self.config.handover,
-        }
-    }
-
     fn revoke_others(&mut self, id: GpuId, holders: &[JobId]) {
         let (now, within) = (self.now, self.config.drain_within);
-        let handover = self.handover(id);
         let Some(gpu) = self.gpus.get_mut(&id) else { return };
         let going: Vec<_> = gpu
             .gates
@@ -113,7 +112,7 @@ impl Engine {
             })
             .copied()
             .collect();
-        let asks = handover == Handover::Shim && !going.is_empty();
+        let asks = gpu.mover() == Handover::Shim && !going.is_empty();
         let mut lacking = if asks { lacking(gpu, holders) } else { Bytes::ZERO };
         let mut owing = Vec::new();
         for client in going {
@@ -162,10 +161,12 @@ impl Engine {
     }
 }
 
-/// What the jobs that come lack, beyond what is free.
+/// What the jobs that come may lack, beyond what is free. Left to the driver, their faults would evict first what
+/// they have had for longest themselves.
 fn lacking(gpu: &Gpu, holders: &[JobId]) -> Bytes {
     let coming = holders.iter().flat_map(|&job| gpu.of_job(job));
-    let lack: Bytes = coming.map(|(_, member)| member.hot - member.present()).sum();
+    let lack: Bytes =
+        coming.map(|(_, member)| member.working_set_high().min(gpu.capacity) - member.present()).sum();
     let present: Bytes = gpu.members.values().map(crate::member::Member::present).sum();
     lack - (gpu.capacity - present)
 }

@@ -20,8 +20,9 @@ const GAP_HANDOVERS: u64 = 2;
 const START_GRACE: Nanos = Nanos::millis(500);
 /// The shortest turn that is left to a holder while somebody waits who should not.
 const PRESSED_MIN: Nanos = Nanos::millis(100);
-/// An interlude lasts as many of the job's bursts at most.
+/// An interlude lasts as many of the job's bursts at most, or this long.
 const INTERLUDE_BURSTS: u64 = 4;
+const INTERLUDE_MIN: Nanos = Nanos::millis(500);
 /// A probe in which more than this share of the capacity (thousandths) was evicted, or still came in at its
 /// end, has failed.
 const PROBE_MILLI: u64 = 20;
@@ -130,7 +131,7 @@ impl Engine {
                 Kind::Interlude => {
                     let bursts = turn.jobs.iter().flat_map(|&job| gpu.of_job(job));
                     let burst = bursts.map(|(_, member)| member.rhythm.cycle().1).max().unwrap_or_default();
-                    of_gpu + Nanos(burst.0.saturating_mul(INTERLUDE_BURSTS)).max(PRESSED_MIN)
+                    of_gpu + Nanos(burst.0.saturating_mul(INTERLUDE_BURSTS)).max(INTERLUDE_MIN)
                 }
                 Kind::Regular | Kind::Probe(_) => {
                     // What is left of a turn that was interrupted.

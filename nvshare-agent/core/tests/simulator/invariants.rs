@@ -100,6 +100,59 @@ proptest! {
     }
 }
 
+/// Clients that fit alone, all revocable and with work from the start: what is asked of turns.
+fn any_batch() -> impl Strategy<Value = Vec<String>> {
+    let client = (
+        100u64..950,
+        10u64..30,
+        prop::sample::select(vec![1.0, 0.9, 0.6]),
+        prop::sample::select(vec!["cyclic", "random"]),
+        prop::sample::select(vec![20u64, 100, 400]),
+    );
+    prop::collection::vec(client, 2..=4).prop_map(|clients| {
+        let of = |(index, (mib, work, duty, access, sweep)): (usize, (u64, u64, f64, &str, u64))| {
+            format!(
+                "[[client]]\nname = \"c{index}\"\nallocated = \"{mib} MiB\"\ngpu_work = \"{work} s\"\n\
+                 duty = {duty:.1}\nburst = \"50 ms\"\nsweep = \"{sweep} ms\"\naccess = \"{access}\"\n"
+            )
+        };
+        clients.into_iter().enumerate().map(of).collect()
+    })
+}
+
+/// Its link is slow, so that sharing what does not fit costs several times the work.
+const SMALL_GPU: &str = "[gpu]\npreset = \"p100-pcie3\"\nmemory = \"1 GiB\"\n";
+/// Hand-overs may take a twentieth of the time; sharing is preferred until turns promise a tenth more.
+const OVERHEAD: f64 = 1.05 * 1.1;
+/// What it takes to find out, by trials of which the worst comes to nothing.
+const FINDING_OUT_S: f64 = 2.0;
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+
+    #[test]
+    fn together_takes_no_longer_than_one_after_the_other_and_the_stated_overhead(clients in any_batch()) {
+        let alone = |client: &String| run(&format!("{SMALL_GPU}{client}"), "auto").makespan_s.unwrap();
+        let serial: f64 = clients.iter().map(alone).sum();
+        let together = run(&format!("{SMALL_GPU}{}", clients.concat()), "auto").makespan_s.unwrap();
+        prop_assert!(together <= serial * OVERHEAD + FINDING_OUT_S, "{together} s, {serial} s one by one");
+    }
+
+    #[test]
+    fn whoever_has_work_all_the_time_is_left_no_less_than_half_of_his_share_over_some_turns(clients in any_batch()) {
+        let kill = (0..clients.len()).map(|index| {
+            format!("[[event]]\nat = \"240 s\"\ndo = \"kill\"\nclient = \"c{index}\"\n")
+        });
+        let busy = clients.concat().replace("gpu_work = \"", "gpu_work = \"1000").replace("duty = 0.", "duty = 1.0 # ");
+        let report = run(&format!("{SMALL_GPU}{busy}{}", kill.collect::<String>()), "auto");
+        let total: f64 = report.clients.iter().map(|client| client.gpu_s).sum();
+        let share = total / clients.len() as f64;
+        for client in &report.clients {
+            prop_assert!(client.gpu_s >= share / 2.0, "{} had {} s of {total} s", client.name, client.gpu_s);
+        }
+    }
+}
+
 #[test]
 fn another_seed_gives_another_run() {
     let text =
