@@ -155,6 +155,13 @@ pub(crate) fn without_signals<T>(f: impl FnOnce() -> T) -> T {
     }
 }
 
+/// Allows the process to write to whole pages of its memory, or only to read them; whether that could be done.
+pub(crate) fn protect(address: u64, bytes: u64, writable: bool) -> bool {
+    let access = if writable { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_READ };
+    // SAFETY: changes no bytes; the caller only names memory whose bytes the process does not touch by itself.
+    bytes == 0 || unsafe { libc::mprotect(address as *mut libc::c_void, bytes as usize, access) == 0 }
+}
+
 /// While it lives, the calling thread is not cancelled (`pthread_cancel`).
 #[derive(Debug)]
 pub(crate) struct Uncancelled {
