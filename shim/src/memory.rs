@@ -9,7 +9,7 @@
 
 mod array;
 mod blocks;
-mod host;
+pub(crate) mod host;
 mod physical;
 mod pools;
 mod populate;
@@ -21,8 +21,8 @@ use blocks::Blocks;
 pub(crate) use blocks::{Block, Kind};
 use physical::{Gone, Physical};
 use pools::Pools;
-use residency::Residency;
 pub(crate) use pools::managed_twin;
+use residency::Residency;
 pub(crate) use usage::{Room, Usage};
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -28,7 +28,7 @@ use std::{
     time::Duration,
 };
 
-use nvshare_wire::page::SLOTS;
+use nvshare_wire::{Direction, page::SLOTS};
 
 use extent::Extent;
 pub(crate) use extent::{PIECE, Place};
@@ -41,15 +41,6 @@ use crate::{
 /// How long a free waits for a window that its block is in. The longest window takes tens of milliseconds; a driver that takes
 /// longer than this has other troubles.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// Which way memory moves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Direction {
-    /// To the GPU.
-    In,
-    /// To the host.
-    Out,
-}
 
 /// Pieces of one block in a row.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,6 +83,8 @@ struct Part {
     window: Option<Window>,
     /// What may not be written to: block, first byte, length.
     protected: Vec<(u64, u64, u64)>,
+    /// The gate is closed for memory to leave, and nobody has opened it since.
+    may_protect: bool,
     /// Change with what makes unknown what was known of memory that is out, and in.
     brought: u64,
     pushed: u64,
@@ -120,7 +113,7 @@ pub(crate) struct Residency {
     ledger: Mutex<Ledger>,
     /// A window was settled.
     settled: Condvar,
-    /// There may be something protected.
+    /// Something is protected, or may be soon.
     is_protecting: AtomicBool,
 }
 
@@ -191,7 +184,9 @@ impl Ledger {
             // What was touched last is wanted soonest.
             Direction::Out => found.sort_unstable_by_key(|&(_, touched, base, _)| (touched, base)),
             Direction::In => {
-                found.sort_unstable_by_key(|&(certain, touched, base, _)| (!certain, u64::MAX - touched, base));
+                found.sort_unstable_by_key(|&(certain, touched, base, _)| {
+                    (!certain, u64::MAX - touched, base)
+                });
             }
         }
         found
@@ -270,19 +265,11 @@ impl Residency {
             extent.paint_all(|place, touched| match place {
                 Place::Out if brought => (Place::Somewhere, touched),
                 Place::In if pushed => (Place::Somewhere, touched),
-                Place::Unknown | Place::Somewhere | Place::In | Place::Out | Place::Moving => (place, touched),
+                Place::Unknown | Place::Somewhere | Place::In | Place::Out | Place::Moving => {
+                    (place, touched)
+                }
             });
         }
-    }
-
-    /// Nobody knows what the driver moves from here on.
-    pub(crate) fn upset(&self, slot: usize) {
-        self.displaced(slot, true, true);
-    }
-
-    /// What the program's kernels may have had brought back by now, from what was left outside.
-    pub(crate) fn runs_with_rest_outside(&self, slot: usize) {
-        self.displaced(slot, true, false);
     }
 
     /// Takes the next pieces to move this way, up to `limit` bytes. Must be settled.
@@ -308,12 +295,19 @@ impl Residency {
         Some(window)
     }
 
+    /// From here on windows may be protected, until somebody lifts it all. The gate is closed.
+    pub(crate) fn allow_protection(&self, slot: usize) {
+        self.lock().parts[slot].may_protect = true;
+        self.is_protecting.store(true, Ordering::SeqCst);
+    }
+
     /// Protects the blocks of the window under way against being written to by the processor: whole, so that their mappings stay
-    /// whole. `false` if one cannot be.
+    /// whole. `false` if one cannot be, or somebody has let the program run.
     pub(crate) fn protect(&self, slot: usize) -> bool {
         let mut ledger = self.lock();
         let ledger = &mut *ledger;
-        let Some(window) = &ledger.parts[slot].window else { return true };
+        let part = &ledger.parts[slot];
+        let Some(window) = part.window.as_ref().filter(|_| part.may_protect) else { return false };
         let mut bases: Vec<u64> = window.runs.iter().map(|run| run.base).collect();
         bases.dedup();
         for base in bases {
@@ -324,7 +318,6 @@ impl Residency {
             let Some((address, bytes)) = ledger.extents.get(&base).map(Extent::all_pages) else { continue };
             // Before it is, so that nobody misses it.
             part.protected.push((base, address, bytes));
-            self.is_protecting.store(true, Ordering::SeqCst);
             if !sys::protect(address, bytes, false) {
                 return false;
             }
@@ -332,12 +325,13 @@ impl Residency {
         true
     }
 
-    /// Lifts every protection on a GPU; by whoever lets the program run.
+    /// Lifts every protection on a GPU, and allows no more; by whoever lets the program run.
     pub(crate) fn lift(&self, slot: usize) {
         if self.is_protecting.load(Ordering::SeqCst) {
             let mut ledger = self.lock();
+            ledger.parts[slot].may_protect = false;
             ledger.lift(slot, None);
-            let any = ledger.parts.iter().any(|part| !part.protected.is_empty());
+            let any = ledger.parts.iter().any(|part| part.may_protect);
             self.is_protecting.store(any, Ordering::SeqCst);
         }
     }
@@ -362,11 +356,6 @@ impl Residency {
         }
         self.settled.notify_all();
         if done { window.bytes() } else { 0 }
-    }
-
-    /// Whether anything could be moved this way.
-    pub(crate) fn has(&self, slot: usize, direction: Direction) -> bool {
-        !self.lock().candidates(slot, direction).is_empty()
     }
 
     /// What is known of a GPU's memory.

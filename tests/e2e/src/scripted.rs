@@ -149,6 +149,22 @@ impl ScriptedAgent {
         self.send(&AgentMessage::Revoke { gpu, epoch: self.epoch, drain_ms, shortfall: 0 });
     }
 
+    /// Revokes a GPU so that at most `shortfall` bytes leave it, and leaves it at that; the epoch.
+    pub fn revoke_memory(&mut self, gpu: GpuUuid, shortfall: u64) -> u64 {
+        self.epoch += 1;
+        let epoch = self.epoch;
+        self.send(&AgentMessage::Revoke { gpu, epoch, drain_ms: DRAIN_MS, shortfall });
+        epoch
+    }
+
+    /// Grants a GPU with at most `prefetch` bytes to bring back, and leaves it at that; the epoch.
+    pub fn grant_memory(&mut self, gpu: GpuUuid, prefetch: u64) -> u64 {
+        self.epoch += 1;
+        let epoch = self.epoch;
+        self.send(&AgentMessage::Grant { gpu, epoch, prefetch });
+        epoch
+    }
+
     /// What came of the last revocation.
     pub fn outcome(&mut self) -> DrainOutcome {
         let last = self.epoch;

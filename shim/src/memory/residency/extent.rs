@@ -85,8 +85,11 @@ impl Extent {
         let end = address.saturating_add(bytes);
         let piece = |at: u64| (at / PIECE - self.base / PIECE) as u32;
         let first = if address <= self.base { 0 } else { piece(address.next_multiple_of(PIECE)) };
-        let last =
-            if end >= self.end() { piece(self.end().next_multiple_of(PIECE)) } else { piece(end.max(self.base)) };
+        let last = if end >= self.end() {
+            piece(self.end().next_multiple_of(PIECE))
+        } else {
+            piece(end.max(self.base))
+        };
         first..last.max(first)
     }
 
@@ -162,9 +165,12 @@ mod tests {
         assert_eq!(places(&extent), [(Place::Unknown, 0..2), (Place::In, 2..4), (Place::Unknown, 4..8)]);
         extent.paint(&(4..8), |_, _| (Place::In, 7));
         assert_eq!(places(&extent), [(Place::Unknown, 0..2), (Place::In, 2..8)]);
-        extent.paint(&(0..8), |place, touched| {
-            if place == Place::In { (Place::Out, touched) } else { (place, touched) }
-        });
+        extent.paint(
+            &(0..8),
+            |place, touched| {
+                if place == Place::In { (Place::Out, touched) } else { (place, touched) }
+            },
+        );
         assert_eq!(places(&extent), [(Place::Unknown, 0..2), (Place::Out, 2..8)]);
         extent.paint_all(|_, _| (Place::Unknown, 0));
         assert_eq!(places(&extent), [(Place::Unknown, 0..8)]);
@@ -196,8 +202,12 @@ mod tests {
                 .flat_map(|(place, touched, pieces)| pieces.map(move |_| (place, touched)))
                 .collect();
             assert_eq!(spelled, each);
-            assert!(extent.spans.windows(2).all(|pair| (pair[0].place, pair[0].touched)
-                != (pair[1].place, pair[1].touched)));
+            assert!(
+                extent
+                    .spans
+                    .windows(2)
+                    .all(|pair| (pair[0].place, pair[0].touched) != (pair[1].place, pair[1].touched))
+            );
         }
     }
 }

@@ -22,18 +22,6 @@ impl Ground {
     fn base(&self) -> u64 {
         (self.mapped as u64).next_multiple_of(PIECE)
     }
-
-    /// Whether the processor may write there.
-    fn is_writable(address: u64) -> bool {
-        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
-        let of = |line: &&str| {
-            let (range, _) = line.split_once(' ').unwrap();
-            let (begin, end) = range.split_once('-').unwrap();
-            let number = |text| u64::from_str_radix(text, 16).unwrap();
-            (number(begin)..number(end)).contains(&address)
-        };
-        maps.lines().find(of).unwrap().split_once(' ').unwrap().1.starts_with("rw")
-    }
 }
 
 impl Drop for Ground {
@@ -73,7 +61,7 @@ fn what_nobody_has_touched_is_moved_neither_way() {
     assert_eq!(moved(&ledger, Direction::Out, ALL), 8);
     assert_eq!(known(&ledger), (0, 8, 0));
     assert_eq!(moved(&ledger, Direction::Out, ALL), 0);
-    ledger.upset(0);
+    ledger.displaced(0, true, true);
     assert_eq!(moved(&ledger, Direction::Out, ALL), 0, "nobody knows that it is in");
 }
 
@@ -99,7 +87,9 @@ fn what_was_touched_longest_ago_leaves_first_and_comes_back_last() {
         let mut order = Vec::new();
         while let Some(window) = ledger.take(0, direction, 4 * PIECE) {
             assert!(window.runs.iter().map(|run| run.bytes).sum::<u64>() <= 4 * PIECE);
-            order.extend(window.runs.iter().flat_map(|run| (0..run.bytes / PIECE).map(|n| run.address / PIECE + n)));
+            order.extend(
+                window.runs.iter().flat_map(|run| (0..run.bytes / PIECE).map(|n| run.address / PIECE + n)),
+            );
             ledger.settle(0, true);
         }
         order
@@ -212,9 +202,11 @@ fn protection_covers_the_blocks_of_a_window_and_goes_by_whoever_comes_first() {
     let ledger = Residency::default();
     ledger.adopt(base, 4 * PIECE, 0, 1, true);
     ledger.adopt(base + 4 * PIECE, 4 * PIECE, 0, 1, true);
-    let writable = || [base, base + 3 * PIECE, base + 4 * PIECE].map(Ground::is_writable);
+    let writable = || [base, base + 3 * PIECE, base + 4 * PIECE].map(sys::may_be_written);
     assert!(ledger.take(0, Direction::Out, PIECE).is_some());
+    assert!(!ledger.protect(0), "nobody said that the gate is closed");
     assert_eq!(writable(), [true; 3]);
+    ledger.allow_protection(0);
     assert!(ledger.protect(0));
     assert_eq!(writable(), [false, false, true], "whole blocks, and no others");
     ledger.settle(0, true);
@@ -226,9 +218,12 @@ fn protection_covers_the_blocks_of_a_window_and_goes_by_whoever_comes_first() {
     assert_eq!(writable(), [false; 3], "another GPU's");
     ledger.lift(0);
     assert_eq!(writable(), [true; 3]);
+    assert!(!ledger.protect(0), "the gate is open");
+    assert_eq!(writable(), [true; 3]);
     ledger.settle(0, true);
 
-    ledger.upset(0);
+    ledger.allow_protection(0);
+    ledger.displaced(0, true, true);
     assert_eq!(moved(&ledger, Direction::In, ALL), 0);
     assert!(ledger.take(0, Direction::Out, 8 * PIECE).is_some());
     assert!(ledger.protect(0));
@@ -244,6 +239,7 @@ fn protection_covers_the_blocks_of_a_window_and_goes_by_whoever_comes_first() {
 fn addresses_that_are_gone_are_not_protected_and_stop_nothing() {
     let ledger = two_blocks();
     assert!(ledger.take(0, Direction::Out, ALL).is_some());
+    ledger.allow_protection(0);
     assert!(!ledger.protect(0), "nothing is mapped there");
     ledger.settle(0, false);
     ledger.lift(0);
