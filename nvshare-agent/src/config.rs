@@ -11,7 +11,7 @@ use std::{
     str::FromStr,
 };
 
-use nvshare_core::{Bytes, Nanos, quantity, toml_text};
+use nvshare_core::{Bytes, Handover, Nanos, quantity, toml_text};
 use serde::{Deserialize, Serialize};
 
 pub use driver::DriverConfig;
@@ -54,25 +54,27 @@ pub struct EngineConfig {
     /// How long a revoked client may take to stop.
     #[serde(deserialize_with = "quantity::duration")]
     pub drain_within: Nanos,
+    /// Who moves memory at a hand-over.
+    pub handover: Handover,
 }
 
 impl Default for EngineConfig {
     fn default() -> Self {
         let core = nvshare_core::Config::default();
-        Self { overhead: core.overhead_milli, quantum_max: core.quantum_max, drain_within: core.drain_within }
+        Self {
+            overhead: core.overhead_milli,
+            quantum_max: core.quantum_max,
+            drain_within: core.drain_within,
+            handover: core.handover,
+        }
     }
 }
 
 impl EngineConfig {
     /// The engine's own form.
     pub fn to_core(&self) -> nvshare_core::Config {
-        let Self { overhead, quantum_max, drain_within } = *self;
-        nvshare_core::Config {
-            overhead_milli: overhead,
-            quantum_max,
-            drain_within,
-            ..nvshare_core::Config::default()
-        }
+        let Self { overhead, quantum_max, drain_within, handover } = *self;
+        nvshare_core::Config { overhead_milli: overhead, quantum_max, drain_within, handover }
     }
 }
 
@@ -369,6 +371,7 @@ mod tests {
         assert!(message("[engine]\noverhead = 1.5\n").contains("between 0.001 and 0.9"));
         assert!(message("[engine]\nquantum_max = \"5\"\n").contains("unit"));
         assert!(message("[engine]\nquantum_max = \"-5 s\"\n").contains("-5 s"));
+        assert!(message("[engine]\nhandover = \"magic\"\n").contains("`demand` or `shim`"));
         assert!(message("[gpu]\nusable_memory = \"many\"\n").contains("many"));
         assert!(message("[listen]\nmetrics = \"somewhere\"\n").contains("127.0.0.1:9464"));
         assert!(message("[listen]\nmax_clients = 0\n").contains("refuse everybody"));

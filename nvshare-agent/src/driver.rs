@@ -4,6 +4,7 @@
 //! inputs is the order of their times, and a recording of this task is a recording of the engine.
 
 mod leases;
+mod moves;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -15,14 +16,14 @@ use nvshare_core::{
     ClientId, Config, Drain, Engine, GpuId, Input, Mode, ModeOrder, Nanos, Order, Output, PlanChange, Reason,
     View,
 };
-use nvshare_wire::AgentMessage;
+use nvshare_wire::{AgentMessage, Mover};
 use serde::{Deserialize, Serialize};
 use tokio::{
     sync::{broadcast, mpsc, oneshot},
     time::MissedTickBehavior,
 };
 
-use self::leases::Leases;
+use self::{leases::Leases, moves::Moves};
 use crate::{
     clients::outbox::Outbox,
     clock,
@@ -52,6 +53,8 @@ pub enum Command {
         /// The fact for the engine.
         input: Input,
     },
+    /// A client says how it moves its memory.
+    Moves(ClientId, Mover),
     /// A client's session ended.
     Left(ClientId),
     /// Facts that became known at the same time, in this order.
@@ -221,6 +224,7 @@ pub fn start(config: Config, metrics: Arc<Metrics>, recorder: Option<Recorder>) 
         recorder,
         clients: BTreeMap::new(),
         leases: Leases::default(),
+        moves: Moves::default(),
         changes: VecDeque::new(),
         event_tx,
         suspected,
@@ -240,6 +244,7 @@ struct Driver {
     recorder: Option<Recorder>,
     clients: BTreeMap<ClientId, Outbox>,
     leases: Leases,
+    moves: Moves,
     changes: VecDeque<PlanEvent>,
     event_tx: broadcast::Sender<PlanEvent>,
     suspected: Arc<Mutex<BTreeSet<GpuId>>>,
@@ -294,9 +299,14 @@ impl Driver {
                 self.clients.insert(client, outbox);
                 self.handle(input);
             }
+            Command::Moves(client, by) => {
+                tracing::debug!(%client, ?by, "how the client moves its memory");
+                self.moves.said(client, by);
+            }
             Command::Left(client) => {
                 self.clients.remove(&client);
                 self.leases.forget(client);
+                self.moves.forget(client);
                 self.handle(Input::ClientLeft { client });
             }
             Command::Facts(inputs) => {
@@ -416,7 +426,8 @@ impl Driver {
     /// Counts what clients answer.
     fn note_input(&mut self, at: Nanos, input: &Input) {
         match input {
-            Input::Revoked { client, gpu, epoch: _, drain, moved: _ } => {
+            Input::Revoked { client, gpu, epoch: _, drain, moved } => {
+                self.moves.answered(*client, *gpu, *moved);
                 let label = gpu.to_string();
                 let outcome = match drain {
                     Drain::Done { took } => {
@@ -432,6 +443,21 @@ impl Driver {
             Input::Activity { client, gpu, activity } => {
                 self.leases.waits(*client, *gpu, activity.waiting > 0, at);
             }
+            Input::Resumed { client, gpu, epoch: _, moved, took: _ } => {
+                self.moves.answered(*client, *gpu, *moved);
+            }
+            Input::Moved { client, gpu, epoch: _, bytes_in, bytes_out, took } => {
+                self.moves.moved(*client, *gpu, *bytes_in, *bytes_out);
+                self.metrics.moved(*gpu, *bytes_in, *bytes_out, *took);
+                tracing::debug!(%client, %gpu, %bytes_in, %bytes_out, %took, "memory moved");
+            }
+            Input::Sample { gpu, sample } => {
+                for (client, figures) in &sample.clients {
+                    if let Some(displaced) = self.moves.bin(*client, *gpu, figures) {
+                        self.send(*client, &displaced);
+                    }
+                }
+            }
             Input::Gpu { gpu, capacity, link_rate: _ } => {
                 self.metrics.gpu_appeared(*gpu);
                 tracing::info!(%gpu, %capacity, "usable memory");
@@ -440,8 +466,6 @@ impl Driver {
             | Input::ClientJoined { .. }
             | Input::ClientUses { .. }
             | Input::ClientLeft { .. }
-            | Input::Sample { .. }
-            | Input::Resumed { .. }
             | Input::Yielded { .. }
             | Input::Order(_)
             | Input::Tick => {}
@@ -456,13 +480,18 @@ impl Driver {
                     self.metrics.wait_seconds.with_label_values(&[&label]).observe(waited.as_secs_f64());
                 }
                 self.metrics.grants.with_label_values(&[&gpu.to_string()]).inc();
-                tracing::debug!(%client, %gpu, epoch = epoch.0, "grant");
+                if let Some(displaced) = self.moves.before_grant(client, gpu) {
+                    self.send(client, &displaced);
+                }
+                let prefetch = self.moves.ordered(client, gpu, prefetch, false);
+                tracing::debug!(%client, %gpu, epoch = epoch.0, %prefetch, "grant");
                 self.send(client, &AgentMessage::Grant { gpu: gpu.0, epoch: epoch.0, prefetch: prefetch.0 });
             }
             Output::Revoke { client, gpu, epoch, drain_within, shortfall } => {
                 self.leases.revoked(client, gpu, epoch);
                 self.metrics.revocations.with_label_values(&[&gpu.to_string()]).inc();
-                tracing::debug!(%client, %gpu, epoch = epoch.0, "revoke");
+                let shortfall = self.moves.ordered(client, gpu, shortfall, true);
+                tracing::debug!(%client, %gpu, epoch = epoch.0, %shortfall, "revoke");
                 let drain_ms = u32::try_from(drain_within.as_millis()).unwrap_or(u32::MAX);
                 let revoke =
                     AgentMessage::Revoke { gpu: gpu.0, epoch: epoch.0, drain_ms, shortfall: shortfall.0 };

@@ -8,7 +8,7 @@ mod state;
 
 use std::sync::{Mutex, PoisonError};
 
-use nvshare_core::{GpuId, PlanChange};
+use nvshare_core::{Bytes, GpuId, Nanos, PlanChange};
 use prometheus::{
     Encoder as _, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry,
     TextEncoder, exponential_buckets,
@@ -50,6 +50,8 @@ pub struct Metrics {
     pub drains: IntCounterVec,
     /// Time of drains, by GPU.
     pub drain_seconds: HistogramVec,
+    moved_bytes: IntCounterVec,
+    moved_seconds: prometheus::CounterVec,
     /// Time from a client's first waiting thread to its grant, by GPU.
     pub wait_seconds: HistogramVec,
     /// Clients that did not answer a revocation, by GPU.
@@ -106,6 +108,8 @@ impl Metrics {
             revocations: c.counter("nvshare_scheduler_revocations_total", "Revocations sent to clients.", &["gpu"])?,
             drains: c.counter("nvshare_scheduler_drains_total", "Answers to revocations: drained, timed_out or capturing.", &["gpu", "outcome"])?,
             drain_seconds: c.histogram("nvshare_scheduler_drain_seconds", "Time from a revocation to the end of the drain, as clients report it.", &["gpu"], times.clone())?,
+            moved_bytes: c.counter("nvshare_handover_moved_bytes_total", "Bytes that clients moved themselves at hand-overs, to the GPU (in) or off it (out).", &["gpu", "direction"])?,
+            moved_seconds: c.seconds("nvshare_handover_moved_seconds_total", "Time that clients took to move them, all clients together.", &["gpu", "direction"])?,
             wait_seconds: c.histogram("nvshare_scheduler_wait_seconds", "Time from a gated client's first waiting thread to its grant.", &["gpu"], times)?,
             unresponsive: c.counter("nvshare_scheduler_unresponsive_total", "Revocations that were not answered in time.", &["gpu"])?,
             not_revocable: c.counter("nvshare_scheduler_not_revocable_total", "Clients whose drains kept failing; they run beside the others.", &["gpu"])?,
@@ -154,6 +158,10 @@ impl Metrics {
                 self.plan_changes.with_label_values(&[gpu, to, reason]);
             }
         }
+        for direction in ["in", "out"] {
+            self.moved_bytes.with_label_values(&[gpu, direction]);
+            self.moved_seconds.with_label_values(&[gpu, direction]);
+        }
         for outcome in ["drained", "timed_out", "capturing"] {
             self.drains.with_label_values(&[gpu, outcome]);
         }
@@ -177,6 +185,17 @@ impl Metrics {
         let gpu = gpu.to_string();
         for (state, bytes) in [("total", total), ("used", used), ("free", total.saturating_sub(used))] {
             self.gpu_memory.with_label_values(&[&gpu, state]).set(bytes as i64);
+        }
+    }
+
+    /// A client moved memory itself.
+    pub fn moved(&self, gpu: GpuId, bytes_in: Bytes, bytes_out: Bytes, took: Nanos) {
+        let gpu = gpu.to_string();
+        for (direction, bytes) in [("in", bytes_in), ("out", bytes_out)] {
+            if bytes > Bytes::ZERO {
+                self.moved_bytes.with_label_values(&[gpu.as_str(), direction]).inc_by(bytes.0);
+                self.moved_seconds.with_label_values(&[gpu.as_str(), direction]).inc_by(took.as_secs_f64());
+            }
         }
     }
 

@@ -22,6 +22,8 @@ pub(crate) const NO_DRIVER: CUresult = 303;
 
 /// `CU_MEM_ATTACH_GLOBAL`.
 pub(crate) const ATTACH_GLOBAL: u32 = 1;
+/// `CU_DEVICE_CPU`: the host, as a place to move memory to.
+pub(crate) const HOST: CUdevice = -1;
 /// `CU_STREAM_CAPTURE_MODE_RELAXED`.
 pub(crate) const CAPTURE_RELAXED: c_int = 2;
 /// `CU_STREAM_CAPTURE_STATUS_NONE`.

@@ -8,6 +8,8 @@ use std::{
     sync::atomic::{AtomicPtr, Ordering},
 };
 
+use nvshare_wire::Mover;
+
 use crate::log::{self, Level, warning};
 
 /// The settings of this process.
@@ -29,6 +31,55 @@ pub(crate) struct Config {
     pub(crate) weight_milli: u32,
     /// `NVSHARE_PRIORITY`, at most 0.
     pub(crate) priority: i32,
+    /// `NVSHARE_HANDOVER`: how memory is moved; not proven means that the driver is to show what it does best.
+    pub(crate) handover: Mover,
+    /// `NVSHARE_TEST_EVACUATE`: each hand-over moves all that is known to be resident, however little is asked for.
+    pub(crate) evacuate: bool,
+    /// `NVSHARE_TEST_FAIL`: a step of moving memory that fails every so many times.
+    pub(crate) failing: Option<Failing>,
+}
+
+/// A step of moving memory, for tests of what happens when it fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Memory cannot be protected.
+    Protect,
+    /// The driver refuses to move it.
+    Prefetch,
+    /// Waiting for the move reports an error.
+    Wait,
+    /// The host is short of memory.
+    Host,
+    /// The thread that moves it panics, in the middle of it.
+    Panic,
+    /// That thread is gone without a word.
+    Vanish,
+    /// It does not come back for a second.
+    Stall,
+}
+
+/// Which step fails, and every how many times.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Failing {
+    pub(crate) step: Step,
+    pub(crate) every: u32,
+}
+
+impl Failing {
+    fn read(text: &str) -> Option<Self> {
+        let (step, every) = text.split_once(':')?;
+        let step = match step {
+            "protect" => Step::Protect,
+            "prefetch" => Step::Prefetch,
+            "wait" => Step::Wait,
+            "host" => Step::Host,
+            "panic" => Step::Panic,
+            "vanish" => Step::Vanish,
+            "stall" => Step::Stall,
+            _ => return None,
+        };
+        Some(Self { step, every: every.parse().ok().filter(|&every| every > 0)? })
+    }
 }
 
 /// Blocks above 2 MiB, the unit in which UVM moves memory. A smaller one cannot be evicted for itself; and
@@ -52,6 +103,9 @@ impl Default for Config {
             allow_oversub: false,
             weight_milli: 1000,
             priority: 0,
+            handover: Mover::Unproven,
+            evacuate: false,
+            failing: None,
         }
     }
 }
@@ -146,6 +200,19 @@ impl Config {
                 text.parse().ok().filter(|&priority| priority <= 0).map(|priority| config.priority = priority)
             },
         );
+        value("NVSHARE_HANDOVER", "protected, plain or demand", &mut |text| {
+            config.handover = match text {
+                "protected" => Mover::Protected,
+                "plain" => Mover::Plain,
+                "demand" => Mover::Demand,
+                _ => return None,
+            };
+            Some(())
+        });
+        value("NVSHARE_TEST_EVACUATE", "0 or 1", &mut |text| switch(text).map(|on| config.evacuate = on));
+        value("NVSHARE_TEST_FAIL", "STEP:EVERY", &mut |text| {
+            Failing::read(text).map(|failing| config.failing = Some(failing))
+        });
         let ranks = RANKS.iter().filter_map(|name| lookup(name)?.to_str()?.trim().parse::<u32>().ok()).max();
         if !chosen && ranks.is_some_and(|ranks| ranks > 1) {
             config.managed_min = u64::MAX;
@@ -227,6 +294,9 @@ mod tests {
             ("NVSHARE_ENABLE_SINGLE_OVERSUB", "1"),
             ("NVSHARE_WEIGHT", "0.25"),
             ("NVSHARE_PRIORITY", "-3"),
+            ("NVSHARE_HANDOVER", "plain"),
+            ("NVSHARE_TEST_EVACUATE", "1"),
+            ("NVSHARE_TEST_FAIL", "vanish:7"),
         ]);
         assert_eq!(complaints, Vec::<String>::new());
         assert_eq!(
@@ -240,6 +310,9 @@ mod tests {
                 allow_oversub: true,
                 weight_milli: 250,
                 priority: -3,
+                handover: Mover::Plain,
+                evacuate: true,
+                failing: Some(Failing { step: Step::Vanish, every: 7 }),
             }
         );
     }
@@ -253,12 +326,14 @@ mod tests {
             ("NVSHARE_MEMORY_LIMIT", "0"),
             ("NVSHARE_WEIGHT", "2"),
             ("NVSHARE_PRIORITY", "1"),
+            ("NVSHARE_HANDOVER", "magic"),
+            ("NVSHARE_TEST_FAIL", "panic:0"),
         ];
         let (config, complaints) = read(&bad);
         assert_eq!(config, Config::default());
         assert_eq!(complaints.len(), bad.len());
         for ((name, value), line) in
-            bad.iter().zip(["DISABLE", "LOG", "MANAGED", "LIMIT", "WEIGHT", "PRIORITY"])
+            bad.iter().zip(["DISABLE", "LOG", "MANAGED", "LIMIT", "WEIGHT", "PRIORITY", "HANDOVER", "FAIL"])
         {
             assert!(
                 complaints.iter().any(|c| c.contains(name) && c.contains(value) && c.contains(line)),

@@ -89,9 +89,33 @@ pub(crate) fn destroy_stream(stream: Ptr) {
     let _kept = call!(c"cuStreamDestroy_v2"(stream): fn(Ptr));
 }
 
-/// Moves or populates managed memory on a device.
+/// Moves managed memory to a device or, with [`crate::abi::HOST`], off it; populates what was never touched.
 pub(crate) fn prefetch_to(device: CUdevice, address: CUdeviceptr, bytes: usize, stream: Ptr) -> Outcome {
     call!(c"cuMemPrefetchAsync"(address, bytes, device, stream): fn(CUdeviceptr, usize, CUdevice, Ptr))
+}
+
+/// Waits until a stream of ours has done all that it was given.
+pub(crate) fn wait_for(stream: Ptr) -> Outcome {
+    call!(c"cuStreamSynchronize"(stream): fn(Ptr))
+}
+
+/// Copies to managed memory of ours.
+pub(crate) fn copy_in(to: CUdeviceptr, from: &[u32], stream: Ptr) -> Outcome {
+    let bytes = size_of_val(from);
+    call!(c"cuMemcpyHtoDAsync_v2"(to, from.as_ptr().cast(), bytes, stream):
+        fn(CUdeviceptr, *const c_void, usize, Ptr))
+}
+
+/// Copies from managed memory of ours.
+pub(crate) fn copy_out(to: &mut [u32], from: CUdeviceptr, stream: Ptr) -> Outcome {
+    let bytes = size_of_val(to);
+    call!(c"cuMemcpyDtoHAsync_v2"(to.as_mut_ptr().cast(), from, bytes, stream):
+        fn(*mut c_void, CUdeviceptr, usize, Ptr))
+}
+
+/// Frees managed memory of ours.
+pub(crate) fn free_managed(address: CUdeviceptr) -> Outcome {
+    call!(c"cuMemFree_v2"(address): fn(CUdeviceptr))
 }
 
 /// Makes a memory pool.
@@ -198,9 +222,14 @@ pub(crate) fn context_of(stream: Ptr, flavour: Flavour) -> Outcome<Ptr> {
 
 /// Waits until everything submitted to a context has finished.
 pub(crate) fn synchronise(context: Ptr) -> Outcome {
+    within(context, || call!(c"cuCtxSynchronize"(): fn()))?
+}
+
+/// Does something with a context as the calling thread's current one.
+pub(crate) fn within<T>(context: Ptr, work: impl FnOnce() -> T) -> Outcome<T> {
     call!(c"cuCtxPushCurrent_v2"(context): fn(Ptr))?;
-    let outcome = call!(c"cuCtxSynchronize"(): fn());
+    let result = work();
     let mut popped: Ptr = ptr::null_mut();
     call!(c"cuCtxPopCurrent_v2"(&raw mut popped): fn(*mut Ptr))?;
-    outcome
+    Ok(result)
 }

@@ -244,8 +244,9 @@ pub(crate) fn is_closed(slot: usize) -> bool {
     GATES[slot].word.is_closed()
 }
 
-/// Opens the gate and wakes who waits there.
+/// Opens the gate and wakes who waits there. Whoever opens it makes the program's memory writable first.
 pub(crate) fn open(slot: usize) {
+    state::get().memory.residency.lift(slot);
     let gate = &GATES[slot];
     if gate.word.open() {
         sys::futex_wake_all(&gate.word.0);

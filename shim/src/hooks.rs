@@ -77,10 +77,11 @@ macro_rules! hooks {
     };
 }
 
-/// Lines whose call submits work: it passes the gate. The last part of a line says what work, or that there is none.
+/// Lines whose call submits work: it passes the gate. The last part of a line says what work, or that there is none; after an
+/// arrow, where it writes without a gap, and how many bytes.
 macro_rules! gated {
     ($($symbol:ident = $name:literal from $from:literal, $flavour:ident:
-       ($($arg:ident: $ty:ty),* $(,)?) $work:expr;)*) => {
+       ($($arg:ident: $ty:ty),* $(,)?) $work:expr $(=> $to:expr, $bytes:expr)?;)*) => {
         $crate::hooks::hooks! {$(
             $symbol = $name from $from, $flavour: ($($arg: $ty),*) |real| {
                 // Not by `map`: the gate is entered from the wrapper's own frame.
@@ -88,7 +89,7 @@ macro_rules! gated {
                     Some(work) => Some($crate::gate::enter(work)),
                     None => None,
                 };
-                real($($arg),*)
+                $crate::hooks::noting!(real($($arg),*) $(=> $to, $bytes)?)
             };
         )*}
     };
@@ -97,7 +98,7 @@ macro_rules! gated {
 /// Lines whose call submits work and waits for it.
 macro_rules! blocking {
     ($($symbol:ident = $name:literal from $from:literal, $flavour:ident:
-       ($($arg:ident: $ty:ty),* $(,)?) $work:expr;)*) => {
+       ($($arg:ident: $ty:ty),* $(,)?) $work:expr $(=> $to:expr, $bytes:expr)?;)*) => {
         $crate::hooks::hooks! {$(
             $symbol = $name from $from, $flavour: ($($arg: $ty),*) |real| {
                 // Not by `map`: the gate is entered from the wrapper's own frame.
@@ -106,25 +107,39 @@ macro_rules! blocking {
                     None => None,
                 };
                 let _syncing = $crate::gate::thread::Syncing::begin();
-                real($($arg),*)
+                $crate::hooks::noting!(real($($arg),*) $(=> $to, $bytes)?)
             };
         )*}
     };
+}
+
+/// A call, and a note of what it writes as a whole: where, and how many bytes.
+macro_rules! noting {
+    ($call:expr) => {
+        $call
+    };
+    ($call:expr => $to:expr, $bytes:expr) => {{
+        let code = $call;
+        $crate::memory::residency::note_write(code, $to, $bytes as u64);
+        code
+    }};
 }
 
 /// Lines for [`gated`] or [`blocking`] of which each stands for two functions: one for each default stream.
 macro_rules! both {
     ($kind:ident;
      $($legacy:ident, $thread:ident = $name:literal from $from:literal, $later:literal:
-       ($($arg:ident: $ty:ty),* $(,)?) |$flavour:pat_param| $work:expr;)*) => {
+       ($($arg:ident: $ty:ty),* $(,)?) |$flavour:pat_param| $work:expr $(=> $to:expr, $bytes:expr)?;)*) => {
         $kind! {$(
-            $legacy = $name from $from, Legacy: ($($arg: $ty),*) { let $flavour = Flavour::Legacy; $work };
-            $thread = $name from $later, PerThread: ($($arg: $ty),*) { let $flavour = Flavour::PerThread; $work };
+            $legacy = $name from $from, Legacy: ($($arg: $ty),*)
+                { let $flavour = Flavour::Legacy; $work } $(=> $to, $bytes)?;
+            $thread = $name from $later, PerThread: ($($arg: $ty),*)
+                { let $flavour = Flavour::PerThread; $work } $(=> $to, $bytes)?;
         )*}
     };
 }
 
-pub(crate) use {blocking, both, gated, hooks};
+pub(crate) use {blocking, both, gated, hooks, noting};
 
 /// Runs an operation whose panic must not reach the program; a panic is a defect of ours, so the driver's own
 /// function answers instead. A thread that is cancelled meanwhile ends after it: its unwinding cannot pass what catches

@@ -9,10 +9,11 @@
 
 mod array;
 mod blocks;
-mod host;
+pub(crate) mod host;
 mod physical;
 mod pools;
 mod populate;
+pub(crate) mod residency;
 mod usage;
 
 pub(crate) use array::{bytes_of_array, bytes_of_mipmaps};
@@ -21,6 +22,7 @@ pub(crate) use blocks::{Block, Kind};
 use physical::{Gone, Physical};
 use pools::Pools;
 pub(crate) use pools::managed_twin;
+use residency::Residency;
 pub(crate) use usage::{Room, Usage};
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -40,6 +42,8 @@ pub(crate) struct Memory {
     usage: [Usage; SLOTS],
     /// Blocks by address.
     pub(crate) addresses: Blocks,
+    /// Where those lie that we made managed.
+    pub(crate) residency: Residency,
     /// Arrays by handle.
     pub(crate) arrays: Blocks,
     /// Physical memory of `cuMemCreate`.
@@ -215,8 +219,13 @@ impl Memory {
     /// is taken out first, so that a new block at its address is not mistaken for it.
     pub(crate) fn free(&self, blocks: &Blocks, key: u64, real: impl FnOnce() -> CUresult) -> CUresult {
         let block = blocks.remove(key);
+        let is_managed = block.is_some_and(|block| block.kind == Kind::Managed);
+        let extent = if is_managed { self.residency.release(key) } else { None };
         let code = real();
         self.settle(blocks, key, block, code == SUCCESS);
+        if let Some(extent) = extent.filter(|_| code != SUCCESS) {
+            self.residency.keep(extent);
+        }
         code
     }
 
@@ -390,9 +399,11 @@ pub(crate) fn told_total(real_total: u64) -> u64 {
 pub(crate) fn make_managed(reserved: Reserved, bytes: usize) -> Result<CUdeviceptr, (Reserved, Reason)> {
     match driver::allocate_managed(bytes) {
         Ok(address) => {
-            let slot = reserved.slot;
-            reserved.keep(&state::get().memory.addresses, address, Kind::Managed);
-            populate::populate(slot, address, bytes as u64);
+            let (slot, context) = (reserved.slot, reserved.context);
+            let memory = &state::get().memory;
+            reserved.keep(&memory.addresses, address, Kind::Managed);
+            let populated = populate::populate(slot, address, bytes as u64);
+            memory.residency.adopt(address, bytes as u64, slot, context, populated);
             Ok(address)
         }
         // Whatever the reason, the program asked for another call, which may do better.

@@ -12,11 +12,12 @@
 //! ([`held`]).
 
 mod descriptors;
-mod drainer;
 mod handover;
 mod held;
 mod link;
+mod mover;
 mod page;
+mod worker;
 
 use std::{
     io,
@@ -25,7 +26,7 @@ use std::{
     time::Duration,
 };
 
-use nvshare_wire::{AgentMessage, ClientMessage};
+use nvshare_wire::{AgentMessage, ClientMessage, page::SLOTS};
 
 use crate::{
     config, gate,
@@ -37,7 +38,9 @@ use crate::{
 use handover::Handovers;
 use held::{Held, Shown};
 use link::Link;
+pub(crate) use mover::Best;
 use page::Publication;
+use worker::Workers;
 
 /// Whether and how this process talks to the agent. The descriptors are the thread's.
 #[derive(Debug, Default)]
@@ -192,7 +195,7 @@ fn run(state: &'static State) -> io::Result<()> {
     let mut wake = Wake::new(&state.session)?;
     let mut publication = Publication::new()?;
     publication.show(&state.session.page);
-    let mut drainers = drainer::Drainers::default();
+    let mut workers = Workers::default();
     let mut standing: Option<Standing> = None;
     let mut attempts = Attempts { pause: FIRST_PAUSE, next_ns: 0, told: false };
     loop {
@@ -227,9 +230,11 @@ fn run(state: &'static State) -> io::Result<()> {
         let Some(current) = &mut standing else {
             continue;
         };
-        if let Err(ended) = current.turn(state, &mut publication, &mut drainers, readable) {
+        if let Err(ended) = current.turn(state, &mut publication, &mut workers, readable) {
             state.session.socket.show(None);
             state.memory.forget_room();
+            workers.stop_all();
+            (0..SLOTS).for_each(|slot| state.memory.residency.displaced(slot, true, true));
             let was_closed = gate::open_all();
             let stood = Duration::from_nanos(sys::now_ns() - current.begun_ns);
             let was_welcomed = current.link.welcomed;
@@ -282,7 +287,7 @@ impl Standing {
         &mut self,
         state: &State,
         publication: &mut Publication,
-        drainers: &mut drainer::Drainers,
+        workers: &mut Workers,
         readable: bool,
     ) -> Result<(), link::Ended> {
         self.link.number()?;
@@ -290,7 +295,7 @@ impl Standing {
             self.link.receive()?;
             while let Some(message) = self.link.next_message()? {
                 silence::heard();
-                self.handle(state, &message)?;
+                self.handle(state, workers, &message)?;
             }
         }
         if !self.link.welcomed {
@@ -301,7 +306,7 @@ impl Standing {
             };
         }
         self.announce(state)?;
-        self.handovers.advance(state, drainers, &mut self.link)?;
+        self.handovers.advance(state, workers, &mut self.link)?;
         self.handovers.tell_waiting(state, &mut self.link)?;
         if publication.is_due() {
             publication.publish(state);
@@ -315,7 +320,12 @@ impl Standing {
         Ok(())
     }
 
-    fn handle(&mut self, state: &State, message: &AgentMessage) -> Result<(), link::Ended> {
+    fn handle(
+        &mut self,
+        state: &State,
+        workers: &Workers,
+        message: &AgentMessage,
+    ) -> Result<(), link::Ended> {
         match *message {
             AgentMessage::Welcome { client, silence_ms } => {
                 info!("client {client} of the agent");
@@ -332,13 +342,22 @@ impl Standing {
                 state.memory.told_limit(bytes);
                 Ok(())
             }
-            AgentMessage::Grant { gpu, epoch, prefetch: _ } => match state.devices.slot_of_uuid(&gpu) {
-                Some(slot) => self.handovers.granted(slot, gpu, epoch, &mut self.link),
-                None => Ok(()),
-            },
-            AgentMessage::Revoke { gpu, epoch, drain_ms, shortfall: _ } => {
+            AgentMessage::Grant { gpu, epoch, prefetch } => {
                 if let Some(slot) = state.devices.slot_of_uuid(&gpu) {
-                    self.handovers.revoked(slot, gpu, epoch, Duration::from_millis(drain_ms.into()));
+                    self.handovers.granted(slot, (gpu, epoch), prefetch, workers);
+                }
+                Ok(())
+            }
+            AgentMessage::Revoke { gpu, epoch, drain_ms, shortfall } => {
+                if let Some(slot) = state.devices.slot_of_uuid(&gpu) {
+                    let drain = Duration::from_millis(drain_ms.into());
+                    self.handovers.revoked(slot, (gpu, epoch), drain, shortfall, workers);
+                }
+                Ok(())
+            }
+            AgentMessage::Displaced { gpu, brought, pushed } => {
+                if let Some(slot) = state.devices.slot_of_uuid(&gpu) {
+                    state.memory.residency.displaced(slot, brought != 0, pushed != 0);
                 }
                 Ok(())
             }

@@ -8,7 +8,13 @@ use std::{
     sync::atomic::{AtomicPtr, Ordering},
 };
 
-use crate::{captures::Captures, devices::Devices, gate, memory::Memory, session::Session};
+use crate::{
+    captures::Captures,
+    devices::Devices,
+    gate,
+    memory::Memory,
+    session::{Best, Session},
+};
 
 /// The state of one process.
 #[derive(Debug, Default)]
@@ -19,6 +25,8 @@ pub(crate) struct State {
     pub(crate) memory: Memory,
     /// Stream captures that are open.
     pub(crate) captures: Captures,
+    /// How memory is moved best.
+    pub(crate) best: Best,
     /// The way to the agent.
     pub(crate) session: Session,
 }

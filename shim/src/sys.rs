@@ -155,6 +155,46 @@ pub(crate) fn without_signals<T>(f: impl FnOnce() -> T) -> T {
     }
 }
 
+/// Allows the process to write to whole pages of its memory, or only to read them; whether that could be done.
+pub(crate) fn protect(address: u64, bytes: u64, writable: bool) -> bool {
+    let access = if writable { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_READ };
+    // SAFETY: changes no bytes; the caller only names memory whose bytes the process does not touch by itself.
+    bytes == 0 || unsafe { libc::mprotect(address as *mut libc::c_void, bytes as usize, access) == 0 }
+}
+
+/// Whether the process may write to its memory at this address.
+pub(crate) fn may_be_written(address: u64) -> bool {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let of = |line: &&str| {
+        let bounds = line.split_once(' ').and_then(|(range, _)| range.split_once('-'));
+        let number = |text: &str| u64::from_str_radix(text, 16).ok();
+        bounds.and_then(|(begin, end)| Some((number(begin)?..number(end)?).contains(&address))) == Some(true)
+    };
+    maps.lines()
+        .find(of)
+        .is_some_and(|line| line.split(' ').nth(1).is_some_and(|access| access.starts_with("rw")))
+}
+
+/// The calling thread's number.
+pub(crate) fn thread_id() -> i32 {
+    // SAFETY: takes nothing.
+    unsafe { libc::syscall(libc::SYS_gettid) as i32 }
+}
+
+/// Whether a thread of this process is still there.
+pub(crate) fn thread_lives(id: i32) -> bool {
+    // SAFETY: takes numbers only; signal 0 is none.
+    let gone = unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), id, 0) != 0 };
+    !gone || io::Error::last_os_error().raw_os_error() != Some(libc::ESRCH)
+}
+
+/// Ends the calling thread, and nothing of it runs any more.
+pub(crate) fn vanish() -> ! {
+    // SAFETY: takes a number only, and does not return. What the thread holds stays as it is.
+    unsafe { libc::syscall(libc::SYS_exit, 0) };
+    unreachable!("the thread has ended")
+}
+
 /// While it lives, the calling thread is not cancelled (`pthread_cancel`).
 #[derive(Debug)]
 pub(crate) struct Uncancelled {

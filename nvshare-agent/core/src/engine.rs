@@ -55,10 +55,10 @@ impl Default for Config {
 #[serde(rename_all = "lowercase")]
 pub enum Handover {
     /// The driver, on demand: nothing is asked of clients.
-    #[default]
     Demand,
     /// The shim: whoever leaves moves out at most what those that come lack, and whoever comes brings back what
-    /// it had when it was last revoked.
+    /// it had when it was last revoked. Clients that cannot leave it to the driver.
+    #[default]
     Shim,
 }
 
@@ -153,6 +153,15 @@ impl Engine {
                     member.refaults.note_own_move_in(moved);
                     member.rhythm.restored(self.now);
                     gpu.rotation.note_own_move(moved, Bytes::ZERO);
+                }
+            }
+            Input::Moved { client, gpu: id, epoch, bytes_in, bytes_out: _, took } => {
+                let member = self.gpus.get_mut(&id).and_then(|gpu| gpu.members.get_mut(&client));
+                if let Some(member) = member
+                    && member.lease.epoch() == epoch
+                    && bytes_in > Bytes::ZERO
+                {
+                    member.cost.brought_back(took.min(self.config.quantum_max));
                 }
             }
             Input::Yielded { client, gpu: id, epoch } => {

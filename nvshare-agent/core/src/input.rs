@@ -73,7 +73,7 @@ pub enum Input {
         epoch: Epoch,
         /// What came of it.
         drain: Drain,
-        /// Bytes the shim moved off the card.
+        /// Bytes the shim has moved off the card or is moving.
         moved: Bytes,
     },
     /// A client's gate is open again after a grant.
@@ -84,9 +84,24 @@ pub enum Input {
         gpu: GpuId,
         /// The epoch it answers.
         epoch: Epoch,
-        /// Bytes the shim brought back first.
+        /// Bytes the shim has brought back or is bringing back.
         moved: Bytes,
-        /// How long that took.
+        /// How long the gate stayed closed for it.
+        took: Nanos,
+    },
+    /// What a client's shim moved for a grant or a revocation has all been moved.
+    Moved {
+        /// Which client.
+        client: ClientId,
+        /// Which GPU.
+        gpu: GpuId,
+        /// The epoch of the grant or the revocation.
+        epoch: Epoch,
+        /// Bytes brought to the GPU.
+        bytes_in: Bytes,
+        /// Bytes moved off it.
+        bytes_out: Bytes,
+        /// From the first to the last of them.
         took: Nanos,
     },
     /// A client gives its turn away.

@@ -41,6 +41,8 @@ struct Slice {
     before: Nanos,
     /// Bytes per second.
     peak: u64,
+    /// What the shim itself took to bring memory back: the cost is no less.
+    shim: Nanos,
 }
 
 impl HandoverCost {
@@ -54,7 +56,7 @@ impl HandoverCost {
 
     /// A turn begins, after a drain that took this long.
     pub(crate) fn granted(&mut self, now: Nanos, drain: Nanos, mover: Handover) {
-        self.slice = Some(Slice { mover, granted: now, before: drain, peak: 0 });
+        self.slice = Some(Slice { mover, granted: now, before: drain, peak: 0, shim: Nanos::ZERO });
     }
 
     /// Memory is still coming back after a grant.
@@ -72,24 +74,38 @@ impl HandoverCost {
         slice.peak = slice.peak.max(rate);
         // A bin that began before the grant is empty in part, and its rate says nothing about the end.
         if settled && begins >= slice.granted {
-            let cost = slice.before + if slice.peak == 0 { Nanos::ZERO } else { begins.since(slice.granted) };
-            let mover = slice.mover;
+            let seen = if slice.peak == 0 { Nanos::ZERO } else { begins.since(slice.granted) };
+            let (mover, cost) = (slice.mover, slice.before + seen.max(slice.shim));
             self.slice = None;
             self.learn(mover, cost);
         }
     }
 
-    /// The turn ends; if memory was still coming in, the cost is at least the whole turn.
-    pub(crate) fn ended(&mut self, now: Nanos) {
-        if let Some(slice) = self.slice.take()
-            && slice.peak > 0
-        {
-            self.learn(slice.mover, slice.before + now.since(slice.granted));
+    /// The shim brought memory back in this time.
+    pub(crate) fn brought_back(&mut self, took: Nanos) {
+        match &mut self.slice {
+            Some(slice) => slice.shim = slice.shim.max(took),
+            // The bytes ebbed before the report came, or are not seen at all.
+            None => self.learn(Handover::Shim, self.by_shim.unwrap_or_default().max(took)),
         }
     }
 
-    /// No figures of this client can be had, or they say nothing about a hand-over.
+    /// The turn ends; if memory was still coming in, the cost is at least the whole turn.
+    pub(crate) fn ended(&mut self, now: Nanos) {
+        if let Some(slice) = self.slice.take() {
+            if slice.peak > 0 {
+                self.learn(slice.mover, slice.before + now.since(slice.granted));
+            } else if slice.shim > Nanos::ZERO {
+                self.learn(slice.mover, slice.before + slice.shim);
+            }
+        }
+    }
+
+    /// No figures of this client can be had, or they say nothing about a hand-over; what the shim reports still does.
     pub(crate) fn void(&mut self) {
+        if let Some(slice) = self.slice.take_if(|slice| slice.shim > Nanos::ZERO) {
+            self.learn(slice.mover, slice.before + slice.shim);
+        }
         self.slice = None;
     }
 
@@ -247,6 +263,31 @@ mod tests {
             pace.rotated(derived, cost, max);
         }
         assert_eq!(pace.quantum(derived, cost, max), shortest(cost));
+    }
+
+    #[test]
+    fn what_the_shim_took_is_the_least_cost_with_figures_or_without() {
+        let took = Nanos::millis(350);
+        let mut cost = HandoverCost::default();
+        cost.granted(Nanos::ZERO, Nanos::millis(50), Handover::Shim);
+        cost.brought_back(took);
+        cost.bin(Nanos::millis(100), BIN, Bytes::mib(500));
+        cost.bin(Nanos::millis(200), BIN, Bytes::ZERO);
+        assert_eq!(
+            cost.measured(Handover::Shim),
+            Some(Nanos::millis(400)),
+            "bins say 100 ms, the shim knows better"
+        );
+        let mut blind = HandoverCost::default();
+        blind.granted(Nanos::ZERO, Nanos::millis(50), Handover::Shim);
+        blind.brought_back(took);
+        blind.void();
+        assert_eq!(blind.measured(Handover::Shim), Some(Nanos::millis(400)));
+        let mut late = HandoverCost::default();
+        late.granted(Nanos::ZERO, Nanos::ZERO, Handover::Shim);
+        late.void();
+        late.brought_back(took);
+        assert_eq!(late.measured(Handover::Shim), Some(took));
     }
 
     #[test]

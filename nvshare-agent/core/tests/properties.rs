@@ -75,6 +75,10 @@ fn input() -> impl Strategy<Value = Input> {
             .prop_map(|(client, gpu, epoch, drain, moved)| Input::Revoked { client, gpu, epoch, drain, moved }),
         2 => (client_id(), gpu_id(), epoch(), bytes(), nanos())
             .prop_map(|(client, gpu, epoch, moved, took)| Input::Resumed { client, gpu, epoch, moved, took }),
+        2 => (client_id(), gpu_id(), epoch(), bytes(), nanos())
+            .prop_map(|(client, gpu, epoch, bytes_in, took)| Input::Moved {
+                client, gpu, epoch, bytes_in, bytes_out: Bytes::ZERO, took
+            }),
         1 => (client_id(), gpu_id(), epoch()).prop_map(|(client, gpu, epoch)| Input::Yielded { client, gpu, epoch }),
         2 => (proptest::option::of(gpu_id()), mode()).prop_map(|(gpu, mode)| Input::Order(Order::Mode { gpu, mode })),
         1 => proptest::option::of(nanos()).prop_map(|quantum| Input::Order(Order::Quantum { quantum })),
@@ -313,7 +317,7 @@ proptest! {
         let concerns = |input: &Input| match input {
             Input::Gpu { gpu, .. } | Input::GpuGone { gpu } | Input::ClientUses { gpu, .. }
             | Input::Activity { gpu, .. } | Input::Sample { gpu, .. } | Input::Revoked { gpu, .. }
-            | Input::Resumed { gpu, .. } | Input::Yielded { gpu, .. }
+            | Input::Resumed { gpu, .. } | Input::Moved { gpu, .. } | Input::Yielded { gpu, .. }
             | Input::Order(Order::Mode { gpu: Some(gpu), .. }) => *gpu == other,
             Input::ClientJoined { .. } | Input::ClientLeft { .. } | Input::Order(_) | Input::Tick => false,
         };

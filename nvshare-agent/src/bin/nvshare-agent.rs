@@ -14,6 +14,7 @@ use nvshare_agent::{
     config::{self, Config, MetricsListen, overrides::Overrides},
     recording,
 };
+use nvshare_core::Handover;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -64,10 +65,21 @@ struct RunArgs {
     /// is recorded with `nvsharectl record`.
     #[arg(long, value_name = "FILE")]
     record: Option<PathBuf>,
+    /// Who moves memory at hand-overs, `shim` or `demand` [default: shim]; see `nvshare-agent example-config`.
+    #[arg(long, value_name = "WHO", value_parser = handover)]
+    handover: Option<Handover>,
     /// Where `nvsharectl set --persist` keeps what it changes [default: beside the configuration file, as in
     /// nvshare.overrides.toml; without one, nowhere].
     #[arg(long, value_name = "FILE")]
     overrides: Option<PathBuf>,
+}
+
+fn handover(text: &str) -> Result<Handover, &'static str> {
+    match text {
+        "shim" => Ok(Handover::Shim),
+        "demand" => Ok(Handover::Demand),
+        _ => Err("expected shim or demand"),
+    }
 }
 
 fn main() -> ExitCode {
@@ -107,7 +119,7 @@ fn check_config(file: &Path) -> Result<()> {
 }
 
 fn run(args: RunArgs) -> Result<()> {
-    let RunArgs { config, run_dir, metrics_listen, log, record, overrides } = args;
+    let RunArgs { config, run_dir, metrics_listen, log, record, handover, overrides } = args;
     let filter = EnvFilter::try_new(&log).with_context(|| format!("`{log}` is not a log filter"))?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -128,6 +140,9 @@ fn run(args: RunArgs) -> Result<()> {
     }
     if let Some(listen) = metrics_listen {
         config.listen.metrics = listen;
+    }
+    if let Some(handover) = handover {
+        config.engine.handover = handover;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

@@ -4,7 +4,7 @@ use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use nvshare_core::{Bytes, ClientId, Drain, Epoch, GpuId, Input, JobId, Nanos};
 use nvshare_wire::{
-    AgentMessage, ClientMessage, DrainOutcome, Label, MessageError, RefusalCode, page::SLOTS,
+    AgentMessage, ClientMessage, Direction, DrainOutcome, Label, MessageError, RefusalCode, page::SLOTS,
 };
 use tokio::{
     net::UnixStream,
@@ -352,6 +352,21 @@ impl Session<'_> {
                 self.tell(Input::Resumed { client, gpu, epoch, moved, took }).await;
                 Ok(())
             }
+            ClientMessage::Moved { gpu, epoch, direction, moved, moved_ns } => {
+                let gpu = self.known(GpuId(gpu))?;
+                let moved = Bytes(moved).min(MOVED_MAX);
+                let (bytes_in, bytes_out) = match direction {
+                    Direction::In => (moved, Bytes::ZERO),
+                    Direction::Out => (Bytes::ZERO, moved),
+                };
+                let (client, epoch, took) = (self.client.id, Epoch(epoch), Nanos(moved_ns));
+                self.tell(Input::Moved { client, gpu, epoch, bytes_in, bytes_out, took }).await;
+                Ok(())
+            }
+            ClientMessage::Moves { by } => {
+                self.hub.driver.send(Command::Moves(self.client.id, by)).await;
+                Ok(())
+            }
             ClientMessage::Yield { gpu, epoch } => {
                 let gpu = self.known(GpuId(gpu))?;
                 self.tell(Input::Yielded { client: self.client.id, gpu, epoch: Epoch(epoch) }).await;
@@ -435,6 +450,9 @@ async fn next_frame(connection: &mut Connection) -> Result<Option<Frame>, End> {
         Err(_elapsed) => refuse(RefusalCode::Timeout, "a frame was begun and not finished within 5 s"),
     }
 }
+
+/// More than any GPU holds: what a client says is added up.
+const MOVED_MAX: Bytes = Bytes::gib(4096);
 
 /// Token bucket.
 struct Pace {

@@ -8,6 +8,7 @@ mod configuration;
 mod control;
 mod documentation;
 mod limits;
+mod moves;
 mod process;
 mod sessions;
 mod settings;

@@ -69,7 +69,7 @@ struct Known {
     primary: usize,
     /// Our stream in the primary context, as in [`Created`].
     stream: usize,
-    /// What the drain is waiting for.
+    /// What the drain is waiting for, or memory is moved in.
     draining: Option<Which>,
     /// Threads that are taking a context away.
     leaving: u32,
@@ -97,6 +97,16 @@ impl Drop for Leaving<'_> {
     fn drop(&mut self) {
         self.contexts.lock().leaving -= 1;
         self.contexts.changed.notify_all();
+    }
+}
+
+/// A context that is lent; dropping it gives it back.
+struct Lent<'a>(&'a Contexts);
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        self.0.lock().draining = None;
+        self.0.changed.notify_all();
     }
 }
 
@@ -268,6 +278,28 @@ impl Contexts {
         let outcome = driver::synchronise(context);
         driver::release_primary(self.device)?;
         outcome
+    }
+
+    /// Does something with a stream of ours in some context of this GPU, which does not go meanwhile; `None` if there is
+    /// no context, or none that works.
+    pub(crate) fn lend<T>(&self, work: impl FnOnce(Ptr) -> T) -> Option<T> {
+        let mut known = self.nobody_leaving();
+        let which =
+            if known.retained > 0 { Which::Primary } else { Which::Created(known.created.first()?.handle) };
+        known.draining = Some(which);
+        drop(known);
+        let _lent = Lent(self);
+        let in_it =
+            |context| driver::within(context, || Some(work(self.own_stream(context)?))).ok().flatten();
+        match which {
+            Which::Created(handle) => in_it(handle as Ptr),
+            Which::Primary => {
+                let context = driver::retain_primary(self.device).ok()?;
+                let result = in_it(context);
+                driver::release_primary(self.device).ok()?;
+                result
+            }
+        }
     }
 
     fn nobody_leaving(&self) -> MutexGuard<'_, Known> {

@@ -43,8 +43,11 @@ fn retained(code: CUresult, place: *const Ptr, device: CUdevice) -> CUresult {
     noted(code, place, device, |device, context| device.contexts.retained(context))
 }
 
-/// Lets the driver take a context away while no drain is in it.
+/// Lets the driver take a context away while no drain is in it, and none of its memory on the way.
 fn leaving(leave: Option<Leaving<'_>>, real: impl FnOnce() -> CUresult) -> CUresult {
+    if let Some(going) = leave.as_ref().and_then(|leave| leave.gone) {
+        state::get().memory.residency.context_going(going);
+    }
     let code = real();
     if let Some(gone) = leave.as_ref().and_then(|leave| leave.gone)
         && code == SUCCESS

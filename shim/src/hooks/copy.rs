@@ -37,11 +37,11 @@ pub(crate) mod blocked {
     use super::*;
 
     both! { blocking;
-        cuMemcpy, cuMemcpy_ptds = c"cuMemcpy" from 4000, 7000: (to: CUdeviceptr, from: CUdeviceptr, size: usize) |_| Work::Copy(to, from);
-        cuMemcpyPeer, cuMemcpyPeer_ptds = c"cuMemcpyPeer" from 4000, 7000: (to: CUdeviceptr, to_context: Ptr, from: CUdeviceptr, from_context: Ptr, size: usize) |_| Work::Plain;
-        cuMemcpyHtoD_v2, cuMemcpyHtoD_v2_ptds = c"cuMemcpyHtoD" from 3020, 7000: (to: CUdeviceptr, from: Ptr, size: usize) |_| Work::Plain;
+        cuMemcpy, cuMemcpy_ptds = c"cuMemcpy" from 4000, 7000: (to: CUdeviceptr, from: CUdeviceptr, size: usize) |_| Work::Copy(to, from) => to, size;
+        cuMemcpyPeer, cuMemcpyPeer_ptds = c"cuMemcpyPeer" from 4000, 7000: (to: CUdeviceptr, to_context: Ptr, from: CUdeviceptr, from_context: Ptr, size: usize) |_| Work::Plain => to, size;
+        cuMemcpyHtoD_v2, cuMemcpyHtoD_v2_ptds = c"cuMemcpyHtoD" from 3020, 7000: (to: CUdeviceptr, from: Ptr, size: usize) |_| Work::Plain => to, size;
         cuMemcpyDtoH_v2, cuMemcpyDtoH_v2_ptds = c"cuMemcpyDtoH" from 3020, 7000: (to: Ptr, from: CUdeviceptr, size: usize) |_| Work::Plain;
-        cuMemcpyDtoD_v2, cuMemcpyDtoD_v2_ptds = c"cuMemcpyDtoD" from 3020, 7000: (to: CUdeviceptr, from: CUdeviceptr, size: usize) |_| Work::Plain;
+        cuMemcpyDtoD_v2, cuMemcpyDtoD_v2_ptds = c"cuMemcpyDtoD" from 3020, 7000: (to: CUdeviceptr, from: CUdeviceptr, size: usize) |_| Work::Plain => to, size;
         cuMemcpy2D_v2, cuMemcpy2D_v2_ptds = c"cuMemcpy2D" from 3020, 7000: (copy: Ptr) |_| unless_between_hosts(PLANE, copy, Work::Plain);
         cuMemcpy2DUnaligned_v2, cuMemcpy2DUnaligned_v2_ptds = c"cuMemcpy2DUnaligned" from 3020, 7000: (copy: Ptr) |_| unless_between_hosts(PLANE, copy, Work::Plain);
         cuMemcpy3D_v2, cuMemcpy3D_v2_ptds = c"cuMemcpy3D" from 3020, 7000: (copy: Ptr) |_| unless_between_hosts(BOX, copy, Work::Plain);
@@ -55,11 +55,11 @@ pub(crate) mod queued {
     use super::*;
 
     both! { gated;
-        cuMemcpyAsync, cuMemcpyAsync_ptsz = c"cuMemcpyAsync" from 4000, 7000: (to: CUdeviceptr, from: CUdeviceptr, size: usize, stream: Ptr) |flavour| Work::CopyIn(to, from, stream, flavour);
-        cuMemcpyPeerAsync, cuMemcpyPeerAsync_ptsz = c"cuMemcpyPeerAsync" from 4000, 7000: (to: CUdeviceptr, to_context: Ptr, from: CUdeviceptr, from_context: Ptr, size: usize, stream: Ptr) |flavour| Work::Stream(stream, flavour);
-        cuMemcpyHtoDAsync_v2, cuMemcpyHtoDAsync_v2_ptsz = c"cuMemcpyHtoDAsync" from 3020, 7000: (to: CUdeviceptr, from: Ptr, size: usize, stream: Ptr) |flavour| Work::Stream(stream, flavour);
+        cuMemcpyAsync, cuMemcpyAsync_ptsz = c"cuMemcpyAsync" from 4000, 7000: (to: CUdeviceptr, from: CUdeviceptr, size: usize, stream: Ptr) |flavour| Work::CopyIn(to, from, stream, flavour) => to, size;
+        cuMemcpyPeerAsync, cuMemcpyPeerAsync_ptsz = c"cuMemcpyPeerAsync" from 4000, 7000: (to: CUdeviceptr, to_context: Ptr, from: CUdeviceptr, from_context: Ptr, size: usize, stream: Ptr) |flavour| Work::Stream(stream, flavour) => to, size;
+        cuMemcpyHtoDAsync_v2, cuMemcpyHtoDAsync_v2_ptsz = c"cuMemcpyHtoDAsync" from 3020, 7000: (to: CUdeviceptr, from: Ptr, size: usize, stream: Ptr) |flavour| Work::Stream(stream, flavour) => to, size;
         cuMemcpyDtoHAsync_v2, cuMemcpyDtoHAsync_v2_ptsz = c"cuMemcpyDtoHAsync" from 3020, 7000: (to: Ptr, from: CUdeviceptr, size: usize, stream: Ptr) |flavour| Work::Stream(stream, flavour);
-        cuMemcpyDtoDAsync_v2, cuMemcpyDtoDAsync_v2_ptsz = c"cuMemcpyDtoDAsync" from 3020, 7000: (to: CUdeviceptr, from: CUdeviceptr, size: usize, stream: Ptr) |flavour| Work::Stream(stream, flavour);
+        cuMemcpyDtoDAsync_v2, cuMemcpyDtoDAsync_v2_ptsz = c"cuMemcpyDtoDAsync" from 3020, 7000: (to: CUdeviceptr, from: CUdeviceptr, size: usize, stream: Ptr) |flavour| Work::Stream(stream, flavour) => to, size;
         cuMemcpy2DAsync_v2, cuMemcpy2DAsync_v2_ptsz = c"cuMemcpy2DAsync" from 3020, 7000: (copy: Ptr, stream: Ptr) |flavour| unless_between_hosts(PLANE, copy, Work::Stream(stream, flavour));
         cuMemcpy3DAsync_v2, cuMemcpy3DAsync_v2_ptsz = c"cuMemcpy3DAsync" from 3020, 7000: (copy: Ptr, stream: Ptr) |flavour| unless_between_hosts(BOX, copy, Work::Stream(stream, flavour));
         cuMemcpy3DPeerAsync, cuMemcpy3DPeerAsync_ptsz = c"cuMemcpy3DPeerAsync" from 4000, 7000: (copy: Ptr, stream: Ptr) |flavour| unless_between_hosts(BOX, copy, Work::Stream(stream, flavour));
@@ -67,7 +67,7 @@ pub(crate) mod queued {
         cuMemcpyBatchAsync_v2, cuMemcpyBatchAsync_v2_ptsz = c"cuMemcpyBatchAsync" from 13000, 13000: (to: Ptr, from: Ptr, sizes: Ptr, count: usize, attributes: Ptr, indices: Ptr, attribute_count: usize, stream: Ptr) |flavour| Work::Stream(stream, flavour);
         cuMemcpy3DBatchAsync, cuMemcpy3DBatchAsync_ptsz = c"cuMemcpy3DBatchAsync" from 12080, 12080: (count: usize, list: Ptr, failed: Ptr, flags: c_ulonglong, stream: Ptr) |flavour| Work::Stream(stream, flavour);
         cuMemcpy3DBatchAsync_v2, cuMemcpy3DBatchAsync_v2_ptsz = c"cuMemcpy3DBatchAsync" from 13000, 13000: (count: usize, list: Ptr, flags: c_ulonglong, stream: Ptr) |flavour| Work::Stream(stream, flavour);
-        cuMemcpyWithAttributesAsync, cuMemcpyWithAttributesAsync_ptsz = c"cuMemcpyWithAttributesAsync" from 13020, 13020: (to: CUdeviceptr, from: CUdeviceptr, size: usize, attributes: Ptr, stream: Ptr) |flavour| Work::CopyIn(to, from, stream, flavour);
+        cuMemcpyWithAttributesAsync, cuMemcpyWithAttributesAsync_ptsz = c"cuMemcpyWithAttributesAsync" from 13020, 13020: (to: CUdeviceptr, from: CUdeviceptr, size: usize, attributes: Ptr, stream: Ptr) |flavour| Work::CopyIn(to, from, stream, flavour) => to, size;
         cuMemcpy3DWithAttributesAsync, cuMemcpy3DWithAttributesAsync_ptsz = c"cuMemcpy3DWithAttributesAsync" from 13020, 13020: (copy: Ptr, flags: c_ulonglong, stream: Ptr) |flavour| Work::Stream(stream, flavour);
         cuFabricCpyBatchAsync, cuFabricCpyBatchAsync_ptsz = c"cuFabricCpyBatchAsync" from 13050, 13050: (count: usize, list: Ptr, flags: c_ulonglong, stream: Ptr) |flavour| Work::Stream(stream, flavour);
         cuMemBatchDecompressAsync, cuMemBatchDecompressAsync_ptsz = c"cuMemBatchDecompressAsync" from 12060, 12060: (parameters: Ptr, count: usize, flags: c_uint, failed: Ptr, stream: Ptr) |flavour| Work::Stream(stream, flavour);

@@ -42,8 +42,7 @@ impl Budget {
         let last = self.read_ns.load(Ordering::Relaxed);
         if last == 0 || now.saturating_sub(last) > EVERY_NS {
             self.read_ns.store(now, Ordering::Relaxed);
-            let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-            self.available.store(available(&text).unwrap_or(u64::MAX), Ordering::Relaxed);
+            self.available.store(available_now(), Ordering::Relaxed);
         }
         managed <= self.available.load(Ordering::Relaxed) / 100 * SHARE_PERCENT
     }
@@ -57,6 +56,12 @@ impl Budget {
     pub(super) fn forget(&self) {
         self.told.store(UNTOLD, Ordering::Relaxed);
     }
+}
+
+/// What the host has available now; a host that does not say counts as large enough.
+pub(crate) fn available_now() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    available(&text).unwrap_or(u64::MAX)
 }
 
 /// `MemAvailable` in bytes.

@@ -23,24 +23,25 @@ fn is_worth(bytes: u64, total: u64, free: u64) -> bool {
     bytes <= total / LARGEST && free.saturating_sub(bytes) >= total / SPARE
 }
 
-/// Populates a fresh managed block on the GPU in `slot`, which is the current one. A failure only means that the
-/// first touch does it.
-pub(crate) fn populate(slot: usize, address: CUdeviceptr, bytes: u64) {
-    let Some(device) = state::get().devices.get(slot) else { return };
+/// Populates a fresh managed block on the GPU in `slot`, which is the current one; whether it did. A failure only means that
+/// the first touch does it.
+pub(crate) fn populate(slot: usize, address: CUdeviceptr, bytes: u64) -> bool {
+    try_populate(slot, address, bytes).is_some()
+}
+
+fn try_populate(slot: usize, address: CUdeviceptr, bytes: u64) -> Option<()> {
+    let device = state::get().devices.get(slot)?;
     if bytes > device.total / LARGEST {
-        return;
+        return None;
     }
-    let Some(_inside) = gate::enter_if_open(slot) else { return };
-    let Ok((free, total)) = driver::memory_information() else { return };
+    let _inside = gate::enter_if_open(slot)?;
+    let (free, total) = driver::memory_information().ok()?;
     if !is_worth(bytes, total, free) {
-        return;
+        return None;
     }
-    if let Some(stream) =
-        driver::current_context().ok().and_then(|context| device.contexts.own_stream(context))
-    {
-        // Refused by a driver that cannot prefetch here: nothing is lost.
-        let _unpopulated = driver::prefetch_to(device.ordinal, address, bytes as usize, stream);
-    }
+    let stream = device.contexts.own_stream(driver::current_context().ok()?)?;
+    // Refused by a driver that cannot prefetch here: nothing is lost.
+    driver::prefetch_to(device.ordinal, address, bytes as usize, stream).ok()
 }
 
 #[cfg(test)]

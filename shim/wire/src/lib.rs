@@ -22,5 +22,6 @@ pub mod page;
 
 pub use frame::{FRAME_MAX, FrameError, HEADER_LEN, Header, MAGIC, MAX_PAYLOAD, VERSION};
 pub use message::{
-    AgentMessage, ClientMessage, DrainOutcome, Encoded, GpuUuid, Label, MessageError, RefusalCode,
+    AgentMessage, ClientMessage, Direction, DrainOutcome, Encoded, GpuUuid, Label, MessageError, Mover,
+    RefusalCode,
 };

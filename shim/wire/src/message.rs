@@ -106,6 +106,52 @@ impl DrainOutcome {
     }
 }
 
+/// How a client moves its memory at hand-overs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Mover {
+    /// It does not; the driver does, when memory is needed.
+    Demand = 0,
+    /// By prefetches.
+    Plain = 1,
+    /// By prefetches, out of memory that is write-protected meanwhile.
+    Protected = 2,
+    /// It will; what the driver does best is not known yet.
+    Unproven = 3,
+}
+
+impl Mover {
+    fn decode(value: u32) -> Result<Self, MessageError> {
+        match value {
+            0 => Ok(Self::Demand),
+            1 => Ok(Self::Plain),
+            2 => Ok(Self::Protected),
+            3 => Ok(Self::Unproven),
+            other => Err(MessageError::Value("mover", other.into())),
+        }
+    }
+}
+
+/// Which way memory moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Direction {
+    /// To the GPU.
+    In = 0,
+    /// To the host.
+    Out = 1,
+}
+
+impl Direction {
+    fn decode(value: u32) -> Result<Self, MessageError> {
+        match value {
+            0 => Ok(Self::In),
+            1 => Ok(Self::Out),
+            other => Err(MessageError::Value("direction", other.into())),
+        }
+    }
+}
+
 /// Why the agent ended a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
@@ -179,7 +225,7 @@ pub enum ClientMessage {
         outcome: DrainOutcome,
         /// Nanoseconds from the `Revoke` to the end of the drain.
         drain_ns: u64,
-        /// Bytes the shim moved off the card.
+        /// Bytes the shim has moved off the card or is moving; if it falls short, [`Self::Moved`] says so.
         moved: u64,
     },
     /// Kind 6: a `Grant` took effect and the gate is open.
@@ -188,9 +234,9 @@ pub enum ClientMessage {
         gpu: GpuUuid,
         /// The epoch of the `Grant`.
         epoch: u64,
-        /// Bytes the shim brought back before it opened the gate.
+        /// Bytes the shim has brought back or is bringing back; if it falls short, [`Self::Moved`] says so.
         moved: u64,
-        /// Nanoseconds that took.
+        /// Nanoseconds for which the gate stayed closed for it.
         moved_ns: u64,
     },
     /// Kind 7: the client has nothing more to do for now and gives its turn away.
@@ -199,6 +245,25 @@ pub enum ClientMessage {
         gpu: GpuUuid,
         /// The epoch of the grant that is given back.
         epoch: u64,
+    },
+    /// Kind 8: what the shim moved for a `Grant` or a `Revoke` has all been moved. Follows the answer to it, and only where
+    /// there was something to move.
+    Moved {
+        /// Which GPU.
+        gpu: GpuUuid,
+        /// The epoch of the `Grant` or `Revoke`.
+        epoch: u64,
+        /// Which way.
+        direction: Direction,
+        /// Bytes in all.
+        moved: u64,
+        /// Nanoseconds from the first to the last of them.
+        moved_ns: u64,
+    },
+    /// Kind 9: how the client moves memory; an agent that does not hear this asks for nothing to be moved.
+    Moves {
+        /// By what means.
+        by: Mover,
     },
 }
 
@@ -250,6 +315,15 @@ pub enum AgentMessage {
         /// Bytes on each GPU, 0 for no limit.
         bytes: u64,
     },
+    /// Kind 8: memory of this client was moved by others than its shim, so that where it lies is not known.
+    Displaced {
+        /// Which GPU.
+        gpu: GpuUuid,
+        /// Some was brought to the GPU (not 0).
+        brought: u32,
+        /// Some was pushed out (not 0).
+        pushed: u32,
+    },
     /// Kind 5: the session ends.
     Refused {
         /// Why.
@@ -298,7 +372,9 @@ impl ClientMessage {
             | Self::Waiting { .. }
             | Self::Revoked { .. }
             | Self::Resumed { .. }
-            | Self::Yield { .. } => false,
+            | Self::Yield { .. }
+            | Self::Moved { .. }
+            | Self::Moves { .. } => false,
         }
     }
 
@@ -323,6 +399,12 @@ impl ClientMessage {
             }),
             Self::Yield { gpu, epoch } => Encoded::new(7, |w| {
                 w.bytes(gpu).u64(*epoch);
+            }),
+            Self::Moved { gpu, epoch, direction, moved, moved_ns } => Encoded::new(8, |w| {
+                w.bytes(gpu).u64(*epoch).u32(*direction as u32).u64(*moved).u64(*moved_ns);
+            }),
+            Self::Moves { by } => Encoded::new(9, |w| {
+                w.u32(*by as u32);
             }),
         }
     }
@@ -349,6 +431,14 @@ impl ClientMessage {
             },
             6 => Self::Resumed { gpu: r.array()?, epoch: r.u64()?, moved: r.u64()?, moved_ns: r.u64()? },
             7 => Self::Yield { gpu: r.array()?, epoch: r.u64()? },
+            8 => Self::Moved {
+                gpu: r.array()?,
+                epoch: r.u64()?,
+                direction: Direction::decode(r.u32()?)?,
+                moved: r.u64()?,
+                moved_ns: r.u64()?,
+            },
+            9 => Self::Moves { by: Mover::decode(r.u32()?)? },
             other => return Err(MessageError::UnknownKind(other)),
         };
         r.finish()?;
@@ -379,6 +469,9 @@ impl AgentMessage {
             Self::Limit { bytes } => Encoded::new(7, |w| {
                 w.u64(*bytes);
             }),
+            Self::Displaced { gpu, brought, pushed } => Encoded::new(8, |w| {
+                w.bytes(gpu).u32(*brought).u32(*pushed);
+            }),
         }
     }
 
@@ -393,6 +486,7 @@ impl AgentMessage {
             5 => Self::Refused { code: RefusalCode::decode(r.u16()?)?, detail: Label::decode(r.array()?)? },
             6 => Self::Room { gpu: r.array()?, unevictable: r.u64()?, host: r.u64()? },
             7 => Self::Limit { bytes: r.u64()? },
+            8 => Self::Displaced { gpu: r.array()?, brought: r.u32()?, pushed: r.u32()? },
             other => return Err(MessageError::UnknownKind(other)),
         };
         r.finish()?;

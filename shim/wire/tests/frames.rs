@@ -4,8 +4,8 @@
 use std::fmt::Debug;
 
 use nvshare_wire::{
-    AgentMessage, ClientMessage, DrainOutcome, Encoded, FRAME_MAX, FrameError, HEADER_LEN, Header, Label,
-    MAGIC, MAX_PAYLOAD, MessageError, RefusalCode, VERSION,
+    AgentMessage, ClientMessage, Direction, DrainOutcome, Encoded, FRAME_MAX, FrameError, HEADER_LEN, Header,
+    Label, MAGIC, MAX_PAYLOAD, MessageError, Mover, RefusalCode, VERSION,
 };
 
 const GPU: [u8; 16] = [0xa5, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 0x5a];
@@ -25,6 +25,12 @@ fn client_messages() -> Vec<ClientMessage> {
         ClientMessage::Resumed { gpu: GPU, epoch: 1, moved: 2, moved_ns: u64::MAX },
         ClientMessage::Yield { gpu: GPU, epoch: u64::MAX },
     ];
+    for direction in [Direction::In, Direction::Out] {
+        messages.push(ClientMessage::Moved { gpu: GPU, epoch: 7, direction, moved: 8, moved_ns: 9 });
+    }
+    for by in [Mover::Demand, Mover::Plain, Mover::Protected, Mover::Unproven] {
+        messages.push(ClientMessage::Moves { by });
+    }
     for outcome in [DrainOutcome::Drained, DrainOutcome::TimedOut, DrainOutcome::Capturing] {
         messages.push(ClientMessage::Revoked { gpu: GPU, epoch: 9, outcome, drain_ns: 10, moved: 11 });
     }
@@ -39,6 +45,7 @@ fn agent_messages() -> Vec<AgentMessage> {
         AgentMessage::Alive,
         AgentMessage::Room { gpu: GPU, unevictable: 7 << 30, host: u64::MAX },
         AgentMessage::Limit { bytes: 3 << 30 },
+        AgentMessage::Displaced { gpu: GPU, brought: 0, pushed: 1 },
     ];
     for code in [
         RefusalCode::Version,
@@ -101,10 +108,10 @@ fn exactly_the_messages_with_a_descriptor_say_so() {
 
 #[test]
 fn kinds_that_nobody_sends_are_unknown_and_no_other_error() {
-    for kind in [0, 8, 1000, u16::MAX] {
+    for kind in [0, 10, 1000, u16::MAX] {
         assert_eq!(ClientMessage::decode(kind, &[1, 2, 3]), Err(MessageError::UnknownKind(kind)));
     }
-    for kind in [0, 8, 1000, u16::MAX] {
+    for kind in [0, 9, 1000, u16::MAX] {
         assert_eq!(AgentMessage::decode(kind, &[]), Err(MessageError::UnknownKind(kind)));
     }
 }

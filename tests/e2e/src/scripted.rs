@@ -108,7 +108,7 @@ impl ScriptedAgent {
         self.greet_for(NEVER_SILENT_MS)
     }
 
-    /// The next message, past descriptors: they tell of the driver, not of the shim.
+    /// The next message, past descriptors and how memory is moved: they tell of the driver, not of the shim.
     pub fn receive(&mut self) -> ClientMessage {
         self.try_receive().unwrap()
     }
@@ -116,23 +116,27 @@ impl ScriptedAgent {
     /// The same, or why none came in time.
     pub fn try_receive(&mut self) -> io::Result<ClientMessage> {
         loop {
-            let client = self.client.as_mut().unwrap();
-            let mut header = [0u8; HEADER_LEN];
-            client.read_exact(&mut header)?;
-            let header = Header::decode(&header).unwrap();
-            let mut payload = vec![0u8; header.len as usize];
-            client.read_exact(&mut payload)?;
-            match ClientMessage::decode(header.kind, &payload).unwrap() {
-                ClientMessage::UvmDescriptor => {}
+            match self.next_message()? {
+                ClientMessage::UvmDescriptor | ClientMessage::Moves { .. } => {}
                 message => return Ok(message),
             }
         }
     }
 
+    fn next_message(&mut self) -> io::Result<ClientMessage> {
+        let client = self.client.as_mut().unwrap();
+        let mut header = [0u8; HEADER_LEN];
+        client.read_exact(&mut header)?;
+        let header = Header::decode(&header).unwrap();
+        let mut payload = vec![0u8; header.len as usize];
+        client.read_exact(&mut payload)?;
+        Ok(ClientMessage::decode(header.kind, &payload).unwrap())
+    }
+
     /// The next message for which `wanted` has an answer, past all others.
     pub fn await_message<T>(&mut self, wanted: impl Fn(&ClientMessage) -> Option<T>) -> T {
         loop {
-            if let Some(answer) = wanted(&self.receive()) {
+            if let Some(answer) = wanted(&self.next_message().unwrap()) {
                 return answer;
             }
         }
@@ -147,6 +151,22 @@ impl ScriptedAgent {
     pub fn revoke(&mut self, gpu: GpuUuid, drain_ms: u32) {
         self.epoch += 1;
         self.send(&AgentMessage::Revoke { gpu, epoch: self.epoch, drain_ms, shortfall: 0 });
+    }
+
+    /// Revokes a GPU so that at most `shortfall` bytes leave it, and leaves it at that; the epoch.
+    pub fn revoke_memory(&mut self, gpu: GpuUuid, shortfall: u64) -> u64 {
+        self.epoch += 1;
+        let epoch = self.epoch;
+        self.send(&AgentMessage::Revoke { gpu, epoch, drain_ms: DRAIN_MS, shortfall });
+        epoch
+    }
+
+    /// Grants a GPU with at most `prefetch` bytes to bring back, and leaves it at that; the epoch.
+    pub fn grant_memory(&mut self, gpu: GpuUuid, prefetch: u64) -> u64 {
+        self.epoch += 1;
+        let epoch = self.epoch;
+        self.send(&AgentMessage::Grant { gpu, epoch, prefetch });
+        epoch
     }
 
     /// What came of the last revocation.

@@ -143,6 +143,41 @@ fn the_check_of_the_sensors_finds_every_byte_where_it_was_moved() -> Result<()> 
 }
 
 #[test]
+fn the_program_for_hand_overs_moves_memory_in_every_part_and_finds_no_wrong_word() -> Result<()> {
+    if !has_python() {
+        return Ok(());
+    }
+    let binaries = Binaries::of_this_test()?;
+    let dir = tempfile::tempdir()?;
+    let simulator = Simulator::start(&binaries, &dir.path().join("sim"), &SimulatorOptions::default())?;
+    let json = dir.path().join("figures.json");
+    let output = Command::new("python3")
+        .arg(scripts().join("handover.py"))
+        .args(["--simulated", "--sizes", "0.0625", "--link", "16", "--over", "0.25,0.03125", "--soak", "60"])
+        .args(["--soak-mib", "48", "--agent-gib", "0.125", "--binaries"])
+        .arg(binaries.dir())
+        .arg("--agent-config")
+        .arg(simulator.agent_config())
+        .arg("--logs")
+        .arg(dir.path().join("logs"))
+        .arg("--json")
+        .arg(&json)
+        .envs(simulator.environment())
+        .output()
+        .context("running handover.py")?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    let figures: Value = serde_json::from_str(&std::fs::read_to_string(&json)?)?;
+    assert_eq!(figures["left_out"], Value::Null, "{said}");
+    for part in ["link", "stray", "agent", "rates"] {
+        assert!(figures[part].is_object(), "{part} is missing: {said}");
+    }
+    let checks = figures["checks"].as_array().map_or(0, Vec::len);
+    assert_eq!(checks, 14, "{said}");
+    Ok(())
+}
+
+#[test]
 fn the_benchmark_measures_every_arm() -> Result<()> {
     let binaries = Binaries::of_this_test()?;
     let dir = tempfile::tempdir()?;

@@ -4,7 +4,7 @@
 mod lookups;
 mod runtime;
 
-use std::{ffi::c_void, io::Read as _, process::Stdio};
+use std::{ffi::c_void, io::Read as _, os::unix::process::ExitStatusExt as _, process::Stdio};
 
 use nvshare_tests::{
     call,
@@ -150,6 +150,60 @@ fn the_gpu_writes_memory_that_the_program_has_write_protected() {
         // SAFETY: managed memory, readable by the program, idle.
         assert_eq!(unsafe { page.cast::<u32>().add(1023).read_volatile() }, 9);
     });
+}
+
+/// Pushes managed memory out while it is write-protected, as a hand-over does, and leaves it so.
+fn pushed_out_under_protection(cuda: &Cuda, bytes: usize, word: u32) -> u64 {
+    let block = cuda.allocate_managed(bytes);
+    assert_eq!(cuda.launch("fill", 0, &[block, bytes as u64 / 4, u64::from(word)]), 0);
+    assert_eq!(cuda.synchronize(0), 0);
+    // SAFETY: changes the protection of memory that this program was given.
+    assert_eq!(unsafe { libc::mprotect(block as *mut c_void, bytes, libc::PROT_READ) }, 0);
+    let code = call!(cuda, "cuMemPrefetchAsync" 8000, block => u64, bytes => usize, -1 => i32, 0 => usize);
+    assert_eq!(code, 0);
+    assert_eq!(cuda.synchronize(0), 0);
+    assert_eq!(moved().1, bytes as u64);
+    block
+}
+
+#[test]
+fn what_the_gpu_reads_and_writes_in_a_protected_window_is_right() {
+    program("what_the_gpu_reads_and_writes_in_a_protected_window_is_right", |cuda| {
+        let bytes = 8 * MIB;
+        let block = pushed_out_under_protection(cuda, bytes, 7);
+        let sum = cuda.allocate(8);
+        let words = bytes as u64 / 4;
+        assert_eq!(cuda.launch("fill", 0, &[block, words / 2, 9]), 0);
+        assert_eq!(cuda.launch("checksum", 0, &[block, bytes as u64, sum]), 0);
+        assert_eq!(cuda.read(sum, 1), [(words / 2 * 16) as u32]);
+        // SAFETY: managed memory, readable by the program, idle.
+        let seen = [0, words - 1].map(|at| unsafe { (block as *const u32).add(at as usize).read_volatile() });
+        assert_eq!(seen, [9, 7]);
+        // SAFETY: as in `pushed_out_under_protection`.
+        assert_eq!(
+            unsafe { libc::mprotect(block as *mut c_void, bytes, libc::PROT_READ | libc::PROT_WRITE) },
+            0
+        );
+        // SAFETY: as above, and writable again.
+        unsafe { (block as *mut u32).write_volatile(11) };
+        assert_eq!(cuda.read(block, 2), [11, 9]);
+    });
+}
+
+#[test]
+fn what_the_processor_writes_in_a_protected_window_ends_the_program() {
+    let name = "what_the_processor_writes_in_a_protected_window_ends_the_program";
+    if role().is_some() {
+        let block = pushed_out_under_protection(&Cuda::open(), 4 * MIB, 7);
+        println!("written to");
+        // SAFETY: memory of this program, of which it has said that it must not be written to.
+        unsafe { (block as *mut u32).write_volatile(1) };
+        return;
+    }
+    let host = Host::new("256MiB");
+    let output = host.program(name, "main").output().unwrap();
+    assert_eq!(output.status.signal(), Some(libc::SIGSEGV), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("written to"));
 }
 
 #[test]

@@ -3,9 +3,13 @@
 use std::{
     fs::{File, OpenOptions},
     io::Write as _,
+    ops::Range,
     os::{fd::AsRawFd as _, unix::net::UnixStream},
     path::Path,
-    sync::{Mutex, MutexGuard, PoisonError, RwLock, atomic::Ordering},
+    sync::{
+        Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use nvshare_abi::uvm::{EventLayout, PAGE_BYTES};
@@ -42,6 +46,8 @@ pub struct Session {
     watch: UnixStream,
     ranges: RwLock<Ranges>,
     pub(super) engines: [Mutex<EngineTime>; MAX_CARDS],
+    /// Memory was pushed out under protection, and the protection has not been seen lifted since.
+    is_protected: AtomicBool,
     /// The driver's device files, as a CUDA program has them open; absent where the simulator could not mount them.
     _device_files: Option<[File; 2]>,
 }
@@ -82,6 +88,7 @@ impl Session {
             watch,
             ranges: RwLock::default(),
             engines: Default::default(),
+            is_protected: AtomicBool::new(false),
             _device_files: device_files,
         })
     }
@@ -154,10 +161,23 @@ impl Session {
             self.check_alive(gpu)?;
         }
         let (to, protected) = match to {
-            Location::Cpu => (TO_HOST, !is_writable(base)),
+            Location::Cpu => (TO_HOST, !Protection::read().allows(base)),
             Location::Gpu(gpu) => (gpu as u64, false),
         };
+        if protected {
+            self.is_protected.store(true, Ordering::Relaxed);
+        }
         self.in_windows(Op::Prefetch, base, len, [to, u64::from(protected)])
+    }
+
+    /// How many of these addresses the program has write-protected. What the GPU writes there arrives, but slowly.
+    pub(super) fn protected_of(&self, addresses: impl Iterator<Item = u64>) -> u32 {
+        if !self.is_protected.load(Ordering::Relaxed) {
+            return 0;
+        }
+        let protection = Protection::read();
+        self.is_protected.store(protection.holds_shared_memory(), Ordering::Relaxed);
+        addresses.filter(|&address| !protection.allows(address)).count() as u32
     }
 
     /// The CPU touches managed memory: what is on a card comes back, with CPU faults.
@@ -294,16 +314,33 @@ fn initialize(file: &File, number: libc::c_ulong, parameters: &mut [u64; 2]) -> 
     }
 }
 
-/// Whether the program may write there: decides how much work pushing out is for the driver.
-fn is_writable(address: u64) -> bool {
-    let Ok(maps) = std::fs::read_to_string("/proc/self/maps") else { return true };
-    maps.lines()
-        .find_map(|line| {
+/// What the program's processor may write to: decides how much work pushing out is for the driver.
+struct Protection(String);
+
+impl Protection {
+    fn read() -> Self {
+        Self(std::fs::read_to_string("/proc/self/maps").unwrap_or_default())
+    }
+
+    /// (range, access) of each mapping.
+    fn mappings(&self) -> impl Iterator<Item = (Range<u64>, &str)> {
+        self.0.lines().filter_map(|line| {
             let (range, rest) = line.split_once(' ')?;
             let (start, end) = range.split_once('-')?;
-            let start = u64::from_str_radix(start, 16).ok()?;
-            let end = u64::from_str_radix(end, 16).ok()?;
-            (start..end).contains(&address).then(|| rest.as_bytes().get(1) == Some(&b'w'))
+            let number = |text| u64::from_str_radix(text, 16).ok();
+            Some((number(start)?..number(end)?, rest.get(..4)?))
         })
-        .unwrap_or(true)
+    }
+
+    /// Whether the processor may write there; what is not mapped is no matter of protection.
+    fn allows(&self, address: u64) -> bool {
+        self.mappings()
+            .find(|(range, _)| range.contains(&address))
+            .is_none_or(|(_, access)| &access[1..2] == "w")
+    }
+
+    /// Whether there is shared memory, as the driver's is, that may be read and not written.
+    fn holds_shared_memory(&self) -> bool {
+        self.mappings().any(|(_, access)| access == "r--s")
+    }
 }
