@@ -25,6 +25,8 @@ mod run;
 mod scenario;
 mod sensors;
 pub mod shadow;
+mod vary;
+mod watch;
 mod work;
 mod world;
 
@@ -34,4 +36,5 @@ pub use report::{ClientReport, ModeSwitch, Report};
 pub use run::{Options, run};
 pub use scenario::{Access, Act, ClientSpec, Event, Pause, Phase, Scenario, ScenarioError};
 pub use sensors::Sensors;
+pub use watch::{Bin, ClientBin, GpuBin, Watched, watch};
 pub use world::Engine as HandoverEngine;
