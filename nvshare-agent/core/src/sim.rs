@@ -32,7 +32,7 @@ mod world;
 
 pub use policy::PolicyKind;
 pub use preset::GpuModel;
-pub use report::{ClientReport, ModeSwitch, Report};
+pub use report::{ClientReport, ModeSwitch, Report, jain};
 pub use run::{Options, run};
 pub use scenario::{Access, Act, ClientSpec, Event, Pause, Phase, Scenario, ScenarioError};
 pub use sensors::Sensors;

@@ -122,6 +122,8 @@ pub struct Watched {
     pub confirmed: Vec<Nanos>,
     /// How long each burst that met a closed gate waited, by client in the order of the file.
     pub waits: Vec<Vec<Nanos>>,
+    /// How long each burst took from when its work was there to its end, likewise.
+    pub responses: Vec<Vec<Nanos>>,
 }
 
 /// Runs a scenario and shows every bin to an onlooker, who may end the run. With another order than
@@ -157,6 +159,7 @@ pub fn watch(
             .collect(),
         confirmed: switches().filter(|switch| switch.change.confirmed).map(|switch| switch.at).collect(),
         waits: run.world.processes.iter().map(|process| process.waits.clone()).collect(),
+        responses: run.world.processes.iter().map(|process| process.responses.clone()).collect(),
     }
 }
 
@@ -187,6 +190,11 @@ mod tests {
         assert_eq!((watched.provisional.len(), watched.confirmed.len()), (1, 1));
         assert!(watched.provisional[0] < watched.confirmed[0]);
         assert!(watched.waits.iter().all(|waits| !waits.is_empty()));
+        let finish = |client: usize| watched.report.clients[client].finish_s.unwrap();
+        for client in 0..2 {
+            let [all] = watched.responses[client][..] else { panic!("a client that never pauses has one burst") };
+            assert!((all.as_secs_f64() - finish(client)).abs() < 1e-6);
+        }
         let work: f64 = last.unwrap().clients.iter().map(|client| client.gpu_time.as_secs_f64()).sum();
         assert!((39.0..=40.0).contains(&work), "{work} s of 40 s in the last bin");
     }

@@ -1,0 +1,325 @@
+//! Auto against the oracle and the other policies, over the library.
+
+use std::{fmt::Write as _, ops::ControlFlow};
+
+use nvshare_core::{
+    Bytes, Nanos,
+    input::ModeOrder,
+    sim::{self, Options, PolicyKind, Scenario, Sensors, Watched},
+};
+
+use super::{
+    bound::Bound,
+    library::{Entry, Library},
+    page::Page,
+    pool,
+    table::{Table, percent, seconds, signed_percent},
+};
+use crate::gpu_bench::stats::median;
+
+/// Sharing is given up once it has taken this many times as long as stock nvshare's lock.
+const HOPELESS: f64 = 10.0;
+/// Auto lost to a policy that is faster by more than this share of its makespan.
+const LOST: f64 = 0.005;
+/// What the median and the worst regret may be.
+const MEDIAN_LIMIT: f64 = 0.05;
+const WORST_LIMIT: f64 = 0.15;
+/// The quantum of the lock that auto is compared with.
+const STOCK: PolicyKind = PolicyKind::Exclusive(Nanos::seconds(30));
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Makespan {
+    Took(f64),
+    /// It was stopped after this time.
+    Beyond(f64),
+}
+
+impl Makespan {
+    /// A lower bound, if it was stopped.
+    pub(super) fn at_least(self) -> f64 {
+        match self {
+            Self::Took(time) | Self::Beyond(time) => time,
+        }
+    }
+
+    pub(super) fn shown(self) -> String {
+        match self {
+            Self::Took(time) => format!("{time:.0}"),
+            Self::Beyond(time) => format!("> {time:.0}"),
+        }
+    }
+}
+
+/// One scenario under every policy.
+#[derive(Debug)]
+pub(super) struct Runs {
+    pub(super) blocks: Watched,
+    pub(super) counters: Watched,
+    pub(super) oracle: Makespan,
+    pub(super) shared: Makespan,
+    pub(super) stock: Makespan,
+    pub(super) sum: Makespan,
+    pub(super) nixie: Makespan,
+}
+
+impl Runs {
+    pub(super) fn auto(&self, sensors: Sensors) -> &Watched {
+        match sensors {
+            Sensors::Blocks => &self.blocks,
+            Sensors::Counters => &self.counters,
+        }
+    }
+
+    /// The policies that are no oracle.
+    fn others(&self) -> [(&'static str, Makespan); 4] {
+        [
+            ("shared", self.shared),
+            ("exclusive:30", self.stock),
+            ("allocation-sum", self.sum),
+            ("nixie", self.nixie),
+        ]
+    }
+
+    /// The better of what users have without nvshare's decisions.
+    fn better(&self) -> f64 {
+        let shared = if let Makespan::Took(time) = self.shared { time } else { f64::INFINITY };
+        shared.min(self.stock.at_least())
+    }
+}
+
+/// The two forms of the detector's test.
+pub(super) const FORMS: [(&str, Sensors); 2] = [("blocks", Sensors::Blocks), ("counters", Sensors::Counters)];
+
+/// Runs a scenario to its end or up to a limit.
+pub(super) fn run_to(scenario: &Scenario, options: &Options, limit: Option<f64>) -> Watched {
+    sim::watch(scenario, options, ModeOrder::Auto, &mut |bin| {
+        if limit.is_some_and(|limit| bin.at.as_secs_f64() >= limit) {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    })
+}
+
+/// The makespan, or how long the run went on without one.
+pub(super) fn makespan(watched: &Watched) -> Makespan {
+    watched.report.makespan_s.map_or(Makespan::Beyond(watched.end.as_secs_f64()), Makespan::Took)
+}
+
+/// Runs the whole library.
+pub(super) fn run(library: &Library) -> Vec<Runs> {
+    let arms: Vec<Options> = [PolicyKind::Auto, PolicyKind::Oracle, STOCK, PolicyKind::AllocationSum, PolicyKind::Nixie]
+        .into_iter()
+        .map(Options::new)
+        .chain([Options { sensors: Sensors::Counters, ..Options::new(PolicyKind::Auto) }])
+        .collect();
+    let mut tasks = Vec::new();
+    for entry in &library.entries {
+        tasks.extend(arms.iter().map(|options| (entry, options)));
+    }
+    let mut results = pool::all("library", &tasks, |(entry, options)| run_to(&entry.scenario, options, None)).into_iter();
+    let mut rows = Vec::new();
+    for entry in &library.entries {
+        let [Some(auto), Some(oracle), Some(stock), Some(sum), Some(nixie), Some(counters)] =
+            std::array::from_fn(|_| results.next())
+        else {
+            continue;
+        };
+        rows.push((entry, [auto, oracle, stock, sum, nixie, counters]));
+    }
+    let options = Options::new(PolicyKind::Shared);
+    let shared = pool::all("library, shared", &rows, |(entry, runs)| {
+        let limit = makespan(&runs[2]).at_least() * HOPELESS;
+        makespan(&run_to(&entry.scenario, &options, Some(limit)))
+    });
+    let merge = |((_, runs), shared): ((&Entry, [Watched; 6]), Makespan)| {
+        let [blocks, oracle, stock, sum, nixie, counters] = runs;
+        Runs {
+            oracle: makespan(&oracle),
+            stock: makespan(&stock),
+            sum: makespan(&sum),
+            nixie: makespan(&nixie),
+            shared,
+            blocks,
+            counters,
+        }
+    };
+    rows.into_iter().zip(shared).map(merge).collect()
+}
+
+/// What handing a GPU from one client to another takes where the shim moves memory: the two largest working sets, less
+/// what fits, at the rate of both directions at once, after what is in flight.
+pub(super) fn handover(scenario: &Scenario) -> f64 {
+    let on_gpu = |(gpu, model): (usize, &sim::GpuModel)| {
+        let here = || scenario.clients.iter().filter(|client| client.gpus.contains(&gpu));
+        let plain: Bytes = here().filter(|client| !client.shim).map(|client| client.allocated).sum();
+        let mut sets: Vec<Bytes> = here()
+            .filter(|client| client.shim)
+            .map(|client| client.phases.iter().map(|phase| phase.working_set).max().unwrap_or_default())
+            .collect();
+        sets.sort_unstable_by(|a, b| b.cmp(a));
+        let two: Bytes = sets.iter().take(2).copied().sum();
+        let rate = model.protected_out.min(model.prefetch_in).per_mille(model.duplex_milli.into());
+        let moved = two - (model.memory - plain);
+        moved.0 as f64 / rate.0.max(1) as f64 + model.in_flight.as_secs_f64()
+    };
+    scenario.gpus.iter().enumerate().map(on_gpu).fold(0.0, f64::max)
+}
+
+/// By how much auto may be slower than `other`: 3 %, or three hand-overs and a second.
+fn allowance(other: f64, handover: f64) -> f64 {
+    (0.03 * other).max(3.0 * handover + 1.0)
+}
+
+/// Auto's loss against each other policy that is faster, as a share of the other's makespan.
+fn losses(auto: f64, others: &[(&'static str, Makespan)]) -> Vec<(&'static str, f64)> {
+    let lost = |&(name, other): &(&'static str, Makespan)| match other {
+        Makespan::Took(time) if auto > time * (1.0 + LOST) => Some((name, auto / time - 1.0)),
+        _ => None,
+    };
+    others.iter().filter_map(lost).collect()
+}
+
+pub(super) fn section(page: &mut Page, library: &Library, runs: &[Runs]) {
+    page.heading("Regret");
+    page.paragraph(&format!(
+        "Makespan in seconds of every scenario of `tests/scenarios`, and auto's distance from the oracle, which knows working \
+        sets, phases and arrivals, decides without delay and pays for its hand-overs. `counters` is auto without sight of \
+        blocks. `> N`: sharing was stopped after {HOPELESS:.0} times the makespan of `exclusive:30`, which is stock nvshare; \
+        `allocation-sum` is XPUShare's rule."
+    ));
+    let mut table = Table::new(&[
+        "scenario", "class", "oracle", "auto", "regret", "counters", "regret", "shared", "exclusive:30", "allocation-sum",
+        "nixie",
+    ]);
+    for (entry, runs) in library.entries.iter().zip(runs) {
+        let oracle = runs.oracle.at_least();
+        let auto = |sensors| makespan(runs.auto(sensors));
+        let regret = |sensors| signed_percent(auto(sensors).at_least() / oracle - 1.0);
+        table.row(&[
+            format!("`{}`", entry.name),
+            entry.class.to_string(),
+            runs.oracle.shown(),
+            auto(Sensors::Blocks).shown(),
+            regret(Sensors::Blocks),
+            auto(Sensors::Counters).shown(),
+            regret(Sensors::Counters),
+            runs.shared.shown(),
+            runs.stock.shown(),
+            runs.sum.shown(),
+            runs.nixie.shown(),
+        ]);
+    }
+    page.table(table);
+
+    let mut summary = Table::new(&["against", "auto, median", "auto, worst", "counters, median", "counters, worst"]);
+    let compare = |sensors: Sensors, other: &dyn Fn(&Runs) -> f64| -> Vec<f64> {
+        runs.iter().map(|runs| makespan(runs.auto(sensors)).at_least() / other(runs) - 1.0).collect()
+    };
+    let rivals: [(&str, &dyn Fn(&Runs) -> f64); 6] = [
+        ("oracle", &|runs| runs.oracle.at_least()),
+        ("better of shared and exclusive:30", &Runs::better),
+        ("shared", &|runs| runs.shared.at_least()),
+        ("exclusive:30", &|runs| runs.stock.at_least()),
+        ("allocation-sum", &|runs| runs.sum.at_least()),
+        ("nixie", &|runs| runs.nixie.at_least()),
+    ];
+    for (name, other) in rivals {
+        let mut cells = vec![name.to_owned()];
+        for (form, sensors) in FORMS {
+            let values = compare(sensors, other);
+            let worst = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            cells.extend([signed_percent(median(&values)), signed_percent(worst)]);
+            if name == "oracle" {
+                let key = format!("regret, median ({form})");
+                page.bounds.push(Bound::at_most(key, "median distance from the oracle", median(&values), MEDIAN_LIMIT, percent));
+            } else if ["allocation-sum", "nixie"].contains(&name) {
+                let key = format!("better than {name} ({form})");
+                page.bounds.push(Bound::at_most(key, "median difference", median(&values), 0.0, signed_percent));
+            }
+        }
+        summary.row(&cells);
+    }
+    page.paragraph("Auto's makespan less the other's, as a share of the other's (below zero: auto is faster; where the other was stopped, at least):");
+    page.table(summary);
+    page.paragraph(&format!(
+        "Two promises are kept for each scenario: auto is not slower than the better of `shared` and `exclusive:30` by more \
+        than the allowance, which is the larger of 3 % and three hand-overs and a second; and not slower than the oracle by \
+        more than {:.0} % or that allowance. A hand-over is what the two largest working sets lack, at the rate of \
+        both directions at once.",
+        WORST_LIMIT * 100.0
+    ));
+    for (form, sensors) in FORMS {
+        for (entry, runs) in library.entries.iter().zip(runs) {
+            let auto = makespan(runs.auto(sensors)).at_least();
+            let handover = handover(&entry.scenario);
+            let (better, oracle) = (runs.better(), runs.oracle.at_least());
+            let limit = better + allowance(better, handover);
+            let key = format!("allowance ({form}): {}", entry.name);
+            page.bounds.push(Bound::at_most(key, "makespan", auto, limit, seconds));
+            let limit = oracle + (WORST_LIMIT * oracle).max(allowance(oracle, handover));
+            let key = format!("regret, worst ({form}): {}", entry.name);
+            page.bounds.push(Bound::at_most(key, "makespan", auto, limit, seconds));
+        }
+    }
+    page.paragraph("### Comparisons lost");
+    page.paragraph(&format!(
+        "Every policy but the oracle that is faster than auto by more than {}, with auto's loss and the reason.",
+        percent(LOST)
+    ));
+    for (entry, runs) in library.entries.iter().zip(runs) {
+        let mut figures = String::new();
+        for (form, sensors) in FORMS {
+            for (name, loss) in losses(makespan(runs.auto(sensors)).at_least(), &runs.others()) {
+                let comma = if figures.is_empty() { "" } else { ", " };
+                let _infallible = write!(figures, "{comma}{} on {name} ({form})", percent(loss));
+            }
+        }
+        if !figures.is_empty() {
+            page.losses.push((entry.name.clone(), figures));
+        }
+    }
+    page.losses_here();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_allowance_is_the_larger_of_3_percent_and_three_handovers_and_a_second() {
+        assert!((allowance(1000.0, 1.0) - 30.0).abs() < 1e-9);
+        assert!((allowance(100.0, 1.5) - 5.5).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_faster_policy_is_a_loss_and_a_stopped_or_equal_one_is_none() {
+        let others = [
+            ("shared", Makespan::Beyond(50.0)),
+            ("exclusive:30", Makespan::Took(100.0)),
+            ("allocation-sum", Makespan::Took(109.8)),
+            ("nixie", Makespan::Took(200.0)),
+        ];
+        let lost = losses(110.0, &others);
+        assert_eq!(lost.len(), 1, "{lost:?}");
+        assert_eq!(lost[0].0, "exclusive:30");
+        assert!((lost[0].1 - 0.1).abs() < 1e-9);
+        assert_eq!(Makespan::Beyond(50.4).shown(), "> 50");
+    }
+
+    #[test]
+    fn a_handover_moves_what_two_working_sets_lack_and_nothing_where_they_fit() {
+        let scenario = |size: &str| {
+            let text = format!(
+                "[gpu]\npreset = \"h100-pcie5\"\nmemory = \"78 GiB\"\n[[client]]\nname = \"a\"\ncount = 3\n\
+                allocated = \"{size}\"\ngpu_work = \"1 s\"\nburst = \"1 s\"\n"
+            );
+            Scenario::parse("test", &text).unwrap()
+        };
+        let in_flight = 0.01;
+        assert!((handover(&scenario("39 GiB")) - in_flight).abs() < 1e-9);
+        let expected = 62.0 * f64::from(1 << 30) / (48e9 * 0.88) + in_flight;
+        assert!((handover(&scenario("70 GiB")) - expected).abs() < 1e-6, "{}", handover(&scenario("70 GiB")));
+    }
+}
