@@ -47,7 +47,8 @@ pub(super) fn run(args: &Args) -> Result<()> {
     let binaries = binaries(args)?;
     let private = tempfile::Builder::new().prefix("nvshare-thrash-").tempdir()?;
     let simulator = if args.simulate {
-        let options = SimulatorOptions { memory: format!("{SIMULATED_MIB}MiB"), ..SimulatorOptions::default() };
+        let options =
+            SimulatorOptions { memory: format!("{SIMULATED_MIB}MiB"), ..SimulatorOptions::default() };
         Some(Simulator::start(&binaries, &private.path().join("sim"), &options)?)
     } else {
         None
@@ -66,9 +67,8 @@ pub(super) fn run(args: &Args) -> Result<()> {
     eprintln!("two programs of {each} MiB each; {free} MiB are free");
     let mut outcomes: Vec<Outcome> = Vec::new();
     for mode in ["auto", "shared"] {
-        let limit = outcomes
-            .first()
-            .map_or(PATIENCE, |auto| Duration::from_secs_f64(auto.makespan_s * HOPELESS));
+        let limit =
+            outcomes.first().map_or(PATIENCE, |auto| Duration::from_secs_f64(auto.makespan_s * HOPELESS));
         let dir = private.path().join(mode);
         std::fs::create_dir_all(&dir)?;
         let agent = Agent::start(&binaries, &config, &dir.join("run"))?;
@@ -96,7 +96,10 @@ pub(super) fn run(args: &Args) -> Result<()> {
     if args.json {
         println!("{}", serde_json::to_string(&outcomes)?);
     }
-    ensure!(!outcomes[0].stopped, "the programs did not end within {PATIENCE:?} although they could take turns");
+    ensure!(
+        !outcomes[0].stopped,
+        "the programs did not end within {PATIENCE:?} although they could take turns"
+    );
     Ok(())
 }
 
@@ -125,7 +128,9 @@ fn one(
         let mut all = true;
         for program in &mut programs {
             match program.finished()? {
-                Some(status) => ensure!(status.success(), "a program ended with {status}: {}", tail(&program.log())),
+                Some(status) => {
+                    ensure!(status.success(), "a program ended with {status}: {}", tail(&program.log()))
+                }
                 None => all = false,
             }
         }

@@ -37,12 +37,38 @@ impl Bound {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Known {
-    /// By scenario, why another policy is faster there.
+    /// Why other policies are faster.
     #[serde(default)]
-    pub(super) loss: BTreeMap<String, String>,
+    pub(super) loss: Vec<Explained>,
     /// By key, why a bound is missed.
     #[serde(default)]
     pub(super) missed: BTreeMap<String, String>,
+}
+
+/// Why these policies are faster than auto in these scenarios.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Explained {
+    pub(super) why: String,
+    pub(super) scenarios: Vec<String>,
+    pub(super) against: Vec<String>,
+}
+
+/// A policy that is faster than auto in a scenario.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Lost {
+    pub(super) scenario: String,
+    pub(super) policy: String,
+}
+
+impl Known {
+    /// The numbers, from 1, of what explains a loss.
+    pub(super) fn reasons(&self, lost: &Lost) -> Vec<usize> {
+        let fits = |known: &Explained| {
+            known.scenarios.contains(&lost.scenario) && known.against.contains(&lost.policy)
+        };
+        (1..).zip(&self.loss).filter(|(_, known)| fits(known)).map(|(number, _)| number).collect()
+    }
 }
 
 /// What `--check` has to say.
@@ -52,9 +78,8 @@ pub(super) struct Verdict {
     pub(super) notes: Vec<String>,
 }
 
-/// Bounds against what is known: a new miss is a problem, a miss that is over is worth a note. `lost` are the scenarios
-/// in which a comparison was lost.
-pub(super) fn verdict(bounds: &[Bound], lost: &[String], known: &Known) -> Verdict {
+/// Bounds and lost comparisons against what is known: a new miss or loss is a problem, one that is over is worth a note.
+pub(super) fn verdict(bounds: &[Bound], lost: &[Lost], known: &Known) -> Verdict {
     let mut verdict = Verdict::default();
     for bound in bounds.iter().filter(|bound| !bound.met && !known.missed.contains_key(&bound.key)) {
         verdict.problems.push(format!(
@@ -62,8 +87,10 @@ pub(super) fn verdict(bounds: &[Bound], lost: &[String], known: &Known) -> Verdi
             bound.key, bound.promise, bound.found
         ));
     }
-    for scenario in lost.iter().filter(|scenario| !known.loss.contains_key(*scenario)) {
-        verdict.problems.push(format!("`{scenario}` loses a comparison; say why under [loss]"));
+    for Lost { scenario, policy } in lost.iter().filter(|lost| known.reasons(lost).is_empty()) {
+        verdict
+            .problems
+            .push(format!("{policy} is faster than auto in `{scenario}`; say why under [[loss]]"));
     }
     for key in known.missed.keys() {
         match bounds.iter().find(|bound| bound.key == *key) {
@@ -74,8 +101,16 @@ pub(super) fn verdict(bounds: &[Bound], lost: &[String], known: &Known) -> Verdi
             Some(_) => {}
         }
     }
-    for scenario in known.loss.keys().filter(|scenario| !lost.contains(scenario)) {
-        verdict.notes.push(format!("`{scenario}` loses nothing any more: take it out of [loss]"));
+    for known in &known.loss {
+        for scenario in &known.scenarios {
+            let still = |lost: &&Lost| lost.scenario == *scenario && known.against.contains(&lost.policy);
+            if !lost.iter().any(|lost| still(&lost)) {
+                let against = known.against.join(", ");
+                verdict.notes.push(format!(
+                    "`{scenario}` loses nothing to {against} any more: take it out of [[loss]]"
+                ));
+            }
+        }
     }
     verdict
 }
@@ -105,14 +140,27 @@ mod tests {
             Bound::at_most("new", "x", 3.0, 2.0, percent),
         ];
         let text = |key: &str| (key.to_owned(), "because".to_owned());
+        let lost =
+            |scenario: &str, policy: &str| Lost { scenario: scenario.to_owned(), policy: policy.to_owned() };
+        let told = Explained {
+            why: "because".to_owned(),
+            scenarios: vec!["told".to_owned(), "over".to_owned()],
+            against: vec!["nixie".to_owned()],
+        };
         let known = Known {
-            loss: BTreeMap::from([text("told"), text("over")]),
+            loss: vec![told],
             missed: BTreeMap::from([text("known"), text("met"), text("misspelt")]),
         };
-        let verdict = verdict(&bounds, &["told".to_owned(), "untold".to_owned()], &known);
+        let losses = [lost("told", "nixie"), lost("told", "shared"), lost("untold", "nixie")];
+        let verdict = verdict(&bounds, &losses, &known);
         let has = |list: &[String], word: &str| list.iter().filter(|line| line.contains(word)).count();
-        assert_eq!(verdict.problems.len(), 3, "{:?}", verdict.problems);
-        for word in ["`new`", "`untold`", "`misspelt`"] {
+        assert_eq!(verdict.problems.len(), 4, "{:?}", verdict.problems);
+        for word in [
+            "`new`",
+            "shared is faster than auto in `told`",
+            "nixie is faster than auto in `untold`",
+            "`misspelt`",
+        ] {
             assert_eq!(has(&verdict.problems, word), 1, "{word}");
         }
         assert_eq!(verdict.notes.len(), 2, "{:?}", verdict.notes);

@@ -41,7 +41,13 @@ pub(super) fn section(page: &mut Page) -> Result<()> {
     }
     page.table(table);
     for (key, fitted) in [("exclusive rows, fit", true), ("exclusive rows, check", false)] {
-        page.bounds.push(Bound::at_most(key, "rms error", exclusive_error(&rows, fitted), EXCLUSIVE_LIMIT, percent));
+        page.bounds.push(Bound::at_most(
+            key,
+            "rms error",
+            exclusive_error(&rows, fitted),
+            EXCLUSIVE_LIMIT,
+            percent,
+        ));
     }
     let free = rows.iter().filter(|row| row.published.quantum.is_none());
     let worst = free.map(factor).fold(1.0, f64::max);

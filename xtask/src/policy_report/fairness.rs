@@ -128,8 +128,14 @@ fn weights(page: &mut Page, library: &Library) -> Result<()> {
         rotations while both have work. Turns are what is to follow the weights: a turn is GPU time and the hand-over that \
         brought its client in. Jain's index is that of turns ÷ weight.",
     );
-    let mut table =
-        Table::new(&["weights", "sensors", "turns, heavy ÷ light", "error", "GPU work, heavy ÷ light", "Jain"]);
+    let mut table = Table::new(&[
+        "weights",
+        "sensors",
+        "turns, heavy ÷ light",
+        "error",
+        "GPU work, heavy ÷ light",
+        "Jain",
+    ]);
     for ((weight, form, ..), rotations) in tasks.iter().zip(&results) {
         let (turns, work) = (rotations.shares(|had| &had.turns), rotations.shares(|had| &had.work));
         let ratio = |shares: &[f64]| (ratio_error(shares, *weight) + 1.0) * f64::from(*weight);
@@ -145,7 +151,13 @@ fn weights(page: &mut Page, library: &Library) -> Result<()> {
             sim::jain(&weighted).map_or_else(String::new, |jain| format!("{jain:.4}")),
         ]);
         let key = format!("weights ({form}): 1:{weight}");
-        page.bounds.push(Bound::at_most(key, "error of the ratio of turns", error.abs(), RATIO_LIMIT, percent));
+        page.bounds.push(Bound::at_most(
+            key,
+            "error of the ratio of turns",
+            error.abs(),
+            RATIO_LIMIT,
+            percent,
+        ));
     }
     page.table(table);
     Ok(())
@@ -154,7 +166,9 @@ fn weights(page: &mut Page, library: &Library) -> Result<()> {
 fn equal(page: &mut Page, library: &Library) -> Result<()> {
     let entries = EQUAL.iter().map(|name| library.named(name)).collect::<Result<Vec<_>>>()?;
     let results = pool::all("equal jobs", &entries, |entry| observe(&entry.scenario, Sensors::Blocks).0);
-    page.paragraph("Jain's index of GPU work between jobs of equal weight, over whole rotations while all have work:");
+    page.paragraph(
+        "Jain's index of GPU work between jobs of equal weight, over whole rotations while all have work:",
+    );
     let mut table = Table::new(&["scenario", "jobs", "Jain"]);
     for (entry, rotations) in entries.iter().zip(&results) {
         let work = rotations.shares(|had| &had.work);
@@ -189,7 +203,15 @@ fn interactive(page: &mut Page, library: &Library) -> Result<()> {
         times a hand-over and what is in flight."
     ));
     let mut table = Table::new(&[
-        "memory", "sensors", "bursts", "wait, p50", "wait, p99", "allowed", "response, p50", "response, p99", "worst",
+        "memory",
+        "sensors",
+        "bursts",
+        "wait, p50",
+        "wait, p99",
+        "allowed",
+        "response, p50",
+        "response, p99",
+        "worst",
     ]);
     for ((memory, form, _, scenario), watched) in tasks.iter().zip(&results) {
         let times = |all: &[Nanos]| -> Vec<f64> { all.iter().map(|time| time.as_secs_f64()).collect() };

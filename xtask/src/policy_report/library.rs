@@ -70,8 +70,11 @@ impl Library {
         }
         let known: Known =
             toml::from_str(&read("data/policy-report.toml")?).context("data/policy-report.toml")?;
-        for name in known.loss.keys() {
-            ensure!(entries.iter().any(|entry| entry.name == *name), "[loss] names `{name}`, which is no scenario");
+        for name in known.loss.iter().flat_map(|known| &known.scenarios) {
+            ensure!(
+                entries.iter().any(|entry| entry.name == *name),
+                "[[loss]] names `{name}`, which is no scenario"
+            );
         }
         Ok(Self { entries, known })
     }
@@ -101,7 +104,8 @@ mod tests {
         std::fs::create_dir(dir.path().join("data")).unwrap();
         write("library.toml", "benign = [\"a\"]\n");
         write("data/policy-report.toml", "");
-        let scenario = "[[client]]\nname = \"a\"\nallocated = \"1 GiB\"\ngpu_work = \"1 s\"\nburst = \"1 s\"\n";
+        let scenario =
+            "[[client]]\nname = \"a\"\nallocated = \"1 GiB\"\ngpu_work = \"1 s\"\nburst = \"1 s\"\n";
         write("a.toml", scenario);
         assert_eq!(Library::load(dir.path()).unwrap().entries.len(), 1);
         write("b.toml", scenario);

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::{
     Files, PICTURES, REPORT,
-    bound::{self, Bound, Known, Verdict},
+    bound::{self, Bound, Known, Lost, Verdict},
     table::Table,
 };
 
@@ -18,8 +18,8 @@ pub(super) struct Page {
     text: String,
     pictures: Files,
     pub(super) bounds: Vec<Bound>,
-    /// Scenarios in which some policy is faster than auto, with the figures.
-    pub(super) losses: Vec<(String, String)>,
+    /// Lost comparisons.
+    pub(super) lost: Vec<Lost>,
 }
 
 impl Page {
@@ -43,28 +43,13 @@ impl Page {
         self.pictures.push((path, svg));
     }
 
-    /// A place that is filled once the explanations are known.
-    pub(super) fn losses_here(&mut self) {
-        self.text.push_str(LOSSES);
-    }
-
     pub(super) fn verdict(&self, known: &Known) -> Verdict {
-        let lost: Vec<String> = self.losses.iter().map(|(scenario, _)| scenario.clone()).collect();
-        bound::verdict(&self.bounds, &lost, known)
+        bound::verdict(&self.bounds, &self.lost, known)
     }
 
     /// All that is written, the report first.
     pub(super) fn files(&self, known: &Known) -> Files {
-        let mut losses = String::new();
-        for (scenario, figures) in &self.losses {
-            let why = known.loss.get(scenario).map_or("**not explained**", String::as_str);
-            let _infallible = writeln!(losses, "- `{scenario}`: {figures}. {why}");
-        }
-        if losses.is_empty() {
-            losses.push_str("None.\n");
-        }
-        let body = self.text.replace(LOSSES, &format!("{losses}\n"));
-        let report = format!("{HEAD}{}{}", self.promises(known), body.trim_end());
+        let report = format!("{HEAD}{}{}", self.promises(known), self.text.trim_end());
         let mut files = vec![(REPORT.to_owned(), report + "\n")];
         files.extend(self.pictures.iter().cloned());
         files
@@ -82,8 +67,11 @@ impl Page {
             text.push_str("### Missed\n\n");
             for bound in missed {
                 let why = known.missed.get(&bound.key).map_or("**not explained**", String::as_str);
-                let _infallible =
-                    writeln!(text, "- **{}**: {}; found **{}**. {why}", bound.key, bound.promise, bound.found);
+                let _infallible = writeln!(
+                    text,
+                    "- **{}**: {}; found **{}**. {why}",
+                    bound.key, bound.promise, bound.found
+                );
             }
             text.push('\n');
         }
@@ -122,9 +110,6 @@ impl Page {
     }
 }
 
-/// Stands where the list of losses goes.
-const LOSSES: &str = "<losses>";
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -132,22 +117,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_missed_bound_and_a_loss_stand_in_the_report_with_their_reasons() {
+    fn a_missed_bound_stands_in_the_report_with_its_reason() {
         let mut page = Page::default();
         page.heading("Regret");
-        page.losses_here();
-        page.losses.push(("gang".to_owned(), "3 % behind nixie".to_owned()));
         page.bounds.push(Bound::new("worst: a", "≤ 1", "2".to_owned(), false));
         page.bounds.push(Bound::new("worst: b", "≤ 1", "0".to_owned(), true));
         page.picture("x", "a plot", "<svg/>".to_owned());
         let text = |key: &str, why: &str| BTreeMap::from([(key.to_owned(), why.to_owned())]);
-        let known = Known { loss: text("gang", "It waits."), missed: text("worst: a", "It is hard.") };
+        let known = Known { loss: Vec::new(), missed: text("worst: a", "It is hard.") };
         let files = page.files(&known);
         assert_eq!(files[1], ("pictures/policy-report/x.svg".to_owned(), "<svg/>".to_owned()));
         let report = &files[0].1;
         for line in [
             "- **worst: a**: ≤ 1; found **2**. It is hard.",
-            "- `gang`: 3 % behind nixie. It waits.",
+            "## Regret",
             "| worst | as named in its section | 1 of 2 met **missed** |",
             "2 bounds are checked, 1 are met, 1 are missed.",
             "![a plot](pictures/policy-report/x.svg)",
@@ -155,6 +138,6 @@ mod tests {
             assert!(report.contains(line), "{line}\n{report}");
         }
         assert!(page.files(&Known::default())[0].1.contains("**not explained**"));
-        assert_eq!(page.verdict(&Known::default()).problems.len(), 2);
+        assert_eq!(page.verdict(&Known::default()).problems.len(), 1);
     }
 }

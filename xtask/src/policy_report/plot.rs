@@ -24,7 +24,8 @@ pub(super) const GREEN: RGBColor = RGBColor(0, 158, 115);
 pub(super) const PURPLE: RGBColor = RGBColor(204, 121, 167);
 
 /// What becomes of paper, ink and lines on a dark page.
-const DARK: [(RGBColor, &str); 4] = [(PAPER, "#0D1117"), (INK, "#E6EDF3"), (FAINT, "#30363D"), (BLUE, "#4EA1E0")];
+const DARK: [(RGBColor, &str); 4] =
+    [(PAPER, "#0D1117"), (INK, "#E6EDF3"), (FAINT, "#30363D"), (BLUE, "#4EA1E0")];
 
 const FONT: &str = "sans-serif";
 pub(super) const SMALL: u32 = 13;
@@ -158,7 +159,9 @@ fn cut(points: &[(f64, f64)], top: f64) -> (Vec<Vec<(f64, f64)>>, Vec<f64>) {
                 pieces.push(Vec::new());
             }
         }
-        if y <= top && let Some(piece) = pieces.last_mut() {
+        if y <= top
+            && let Some(piece) = pieces.last_mut()
+        {
             piece.push((x, y));
         }
         before = Some((x, y));
@@ -185,8 +188,8 @@ fn spread(wanted: &[i32], least: i32, bottom: i32) -> Vec<i32> {
 
 /// Lines over two axes, named at their right ends.
 pub(super) fn lines(title: &str, x: &Axis, y: &Axis, series: &[Series]) -> Result<String> {
-    const SIZE: (u32, u32) = (860, 460);
-    const NAMES: u32 = 190;
+    const SIZE: (u32, u32) = (900, 460);
+    const NAMES: u32 = 200;
     picture(SIZE, title, |area| {
         let fail = |error: &dyn std::fmt::Display| anyhow!("{error}");
         let mut chart = ChartBuilder::on(area)

@@ -17,9 +17,9 @@ use super::{
 /// Memory of the card in MiB.
 const MEMORY: u64 = 78 << 10;
 /// GPU work of each of the two jobs, in seconds.
-const WORK: f64 = 300.0;
+const WORK: f64 = 200.0;
 /// Sharing is stopped after this many times the work of both; the top of the plot.
-const TOP: f64 = 10.0;
+const TOP: f64 = 5.0;
 
 /// Tenths of the memory that both working sets come to.
 const RATIOS: std::ops::RangeInclusive<u64> = 5..=20;
@@ -69,7 +69,8 @@ pub(super) fn section(page: &mut Page) -> Result<()> {
                 .iter()
                 .map(|(tenths, row)| {
                     // What was stopped lies above the picture.
-                    let beyond = if matches!(row[index], super::regret::Makespan::Beyond(_)) { 2.0 } else { 1.0 };
+                    let beyond =
+                        if matches!(row[index], super::regret::Makespan::Beyond(_)) { 2.0 } else { 1.0 };
                     (*tenths as f64 / 10.0, times(row[index].at_least()) * beyond)
                 })
                 .collect(),
@@ -89,7 +90,7 @@ pub(super) fn section(page: &mut Page) -> Result<()> {
         label: "makespan ÷ GPU work of both".to_owned(),
         from: 0.9,
         to: TOP,
-        ticks: vec![1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0],
+        ticks: vec![1.0, 1.1, 1.2, 1.5, 2.0, 3.0, 5.0],
         log: true,
         show: |times| if times < 1.95 { format!("{times:.1} ×") } else { format!("{times:.0} ×") },
     };

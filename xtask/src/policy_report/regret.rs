@@ -9,7 +9,7 @@ use nvshare_core::{
 };
 
 use super::{
-    bound::Bound,
+    bound::{Bound, Lost},
     library::{Entry, Library},
     page::Page,
     pool,
@@ -18,7 +18,7 @@ use super::{
 use crate::gpu_bench::stats::median;
 
 /// Sharing is given up once it has taken this many times as long as stock nvshare's lock.
-const HOPELESS: f64 = 10.0;
+const HOPELESS: f64 = 4.0;
 /// Auto lost to a policy that is faster by more than this share of its makespan.
 const LOST: f64 = 0.005;
 /// What the median and the worst regret may be.
@@ -51,16 +51,31 @@ impl Makespan {
     }
 }
 
+/// A run of a policy, as far as it is compared.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Rival {
+    makespan: Makespan,
+    /// The longest time that anybody's work waited at a closed gate.
+    longest_wait: f64,
+}
+
+impl Rival {
+    fn of(watched: &Watched) -> Self {
+        let longest = watched.waits.iter().flatten().max().copied().unwrap_or_default();
+        Self { makespan: makespan(watched), longest_wait: longest.as_secs_f64() }
+    }
+}
+
 /// One scenario under every policy.
 #[derive(Debug)]
 pub(super) struct Runs {
     pub(super) blocks: Watched,
     pub(super) counters: Watched,
-    pub(super) oracle: Makespan,
-    pub(super) shared: Makespan,
-    pub(super) stock: Makespan,
-    pub(super) sum: Makespan,
-    pub(super) nixie: Makespan,
+    oracle: Rival,
+    shared: Rival,
+    stock: Rival,
+    sum: Rival,
+    nixie: Rival,
 }
 
 impl Runs {
@@ -72,7 +87,7 @@ impl Runs {
     }
 
     /// The policies that are no oracle.
-    fn others(&self) -> [(&'static str, Makespan); 4] {
+    fn others(&self) -> [(&'static str, Rival); 4] {
         [
             ("shared", self.shared),
             ("exclusive:30", self.stock),
@@ -83,8 +98,8 @@ impl Runs {
 
     /// The better of what users have without nvshare's decisions.
     fn better(&self) -> f64 {
-        let shared = if let Makespan::Took(time) = self.shared { time } else { f64::INFINITY };
-        shared.min(self.stock.at_least())
+        let shared = if let Makespan::Took(time) = self.shared.makespan { time } else { f64::INFINITY };
+        shared.min(self.stock.makespan.at_least())
     }
 }
 
@@ -109,16 +124,18 @@ pub(super) fn makespan(watched: &Watched) -> Makespan {
 
 /// Runs the whole library.
 pub(super) fn run(library: &Library) -> Vec<Runs> {
-    let arms: Vec<Options> = [PolicyKind::Auto, PolicyKind::Oracle, STOCK, PolicyKind::AllocationSum, PolicyKind::Nixie]
-        .into_iter()
-        .map(Options::new)
-        .chain([Options { sensors: Sensors::Counters, ..Options::new(PolicyKind::Auto) }])
-        .collect();
+    let arms: Vec<Options> =
+        [PolicyKind::Auto, PolicyKind::Oracle, STOCK, PolicyKind::AllocationSum, PolicyKind::Nixie]
+            .into_iter()
+            .map(Options::new)
+            .chain([Options { sensors: Sensors::Counters, ..Options::new(PolicyKind::Auto) }])
+            .collect();
     let mut tasks = Vec::new();
     for entry in &library.entries {
         tasks.extend(arms.iter().map(|options| (entry, options)));
     }
-    let mut results = pool::all("library", &tasks, |(entry, options)| run_to(&entry.scenario, options, None)).into_iter();
+    let mut results =
+        pool::all("library", &tasks, |(entry, options)| run_to(&entry.scenario, options, None)).into_iter();
     let mut rows = Vec::new();
     for entry in &library.entries {
         let [Some(auto), Some(oracle), Some(stock), Some(sum), Some(nixie), Some(counters)] =
@@ -131,15 +148,15 @@ pub(super) fn run(library: &Library) -> Vec<Runs> {
     let options = Options::new(PolicyKind::Shared);
     let shared = pool::all("library, shared", &rows, |(entry, runs)| {
         let limit = makespan(&runs[2]).at_least() * HOPELESS;
-        makespan(&run_to(&entry.scenario, &options, Some(limit)))
+        Rival::of(&run_to(&entry.scenario, &options, Some(limit)))
     });
-    let merge = |((_, runs), shared): ((&Entry, [Watched; 6]), Makespan)| {
+    let merge = |((_, runs), shared): ((&Entry, [Watched; 6]), Rival)| {
         let [blocks, oracle, stock, sum, nixie, counters] = runs;
         Runs {
-            oracle: makespan(&oracle),
-            stock: makespan(&stock),
-            sum: makespan(&sum),
-            nixie: makespan(&nixie),
+            oracle: Rival::of(&oracle),
+            stock: Rival::of(&stock),
+            sum: Rival::of(&sum),
+            nixie: Rival::of(&nixie),
             shared,
             blocks,
             counters,
@@ -172,13 +189,12 @@ fn allowance(other: f64, handover: f64) -> f64 {
     (0.03 * other).max(3.0 * handover + 1.0)
 }
 
-/// Auto's loss against each other policy that is faster, as a share of the other's makespan.
-fn losses(auto: f64, others: &[(&'static str, Makespan)]) -> Vec<(&'static str, f64)> {
-    let lost = |&(name, other): &(&'static str, Makespan)| match other {
-        Makespan::Took(time) if auto > time * (1.0 + LOST) => Some((name, auto / time - 1.0)),
+/// Auto's loss to a policy that is faster, as a share of the other's makespan.
+fn loss(auto: f64, other: Makespan) -> Option<f64> {
+    match other {
+        Makespan::Took(time) if auto > time * (1.0 + LOST) => Some(auto / time - 1.0),
         _ => None,
-    };
-    others.iter().filter_map(lost).collect()
+    }
 }
 
 pub(super) fn section(page: &mut Page, library: &Library, runs: &[Runs]) {
@@ -190,40 +206,50 @@ pub(super) fn section(page: &mut Page, library: &Library, runs: &[Runs]) {
         `allocation-sum` is XPUShare's rule."
     ));
     let mut table = Table::new(&[
-        "scenario", "class", "oracle", "auto", "regret", "counters", "regret", "shared", "exclusive:30", "allocation-sum",
+        "scenario",
+        "class",
+        "oracle",
+        "auto",
+        "regret",
+        "counters",
+        "regret",
+        "shared",
+        "exclusive:30",
+        "allocation-sum",
         "nixie",
     ]);
     for (entry, runs) in library.entries.iter().zip(runs) {
-        let oracle = runs.oracle.at_least();
+        let oracle = runs.oracle.makespan.at_least();
         let auto = |sensors| makespan(runs.auto(sensors));
         let regret = |sensors| signed_percent(auto(sensors).at_least() / oracle - 1.0);
         table.row(&[
             format!("`{}`", entry.name),
             entry.class.to_string(),
-            runs.oracle.shown(),
+            runs.oracle.makespan.shown(),
             auto(Sensors::Blocks).shown(),
             regret(Sensors::Blocks),
             auto(Sensors::Counters).shown(),
             regret(Sensors::Counters),
-            runs.shared.shown(),
-            runs.stock.shown(),
-            runs.sum.shown(),
-            runs.nixie.shown(),
+            runs.shared.makespan.shown(),
+            runs.stock.makespan.shown(),
+            runs.sum.makespan.shown(),
+            runs.nixie.makespan.shown(),
         ]);
     }
     page.table(table);
 
-    let mut summary = Table::new(&["against", "auto, median", "auto, worst", "counters, median", "counters, worst"]);
+    let mut summary =
+        Table::new(&["against", "auto, median", "auto, worst", "counters, median", "counters, worst"]);
     let compare = |sensors: Sensors, other: &dyn Fn(&Runs) -> f64| -> Vec<f64> {
         runs.iter().map(|runs| makespan(runs.auto(sensors)).at_least() / other(runs) - 1.0).collect()
     };
     let rivals: [(&str, &dyn Fn(&Runs) -> f64); 6] = [
-        ("oracle", &|runs| runs.oracle.at_least()),
+        ("oracle", &|runs| runs.oracle.makespan.at_least()),
         ("better of shared and exclusive:30", &Runs::better),
-        ("shared", &|runs| runs.shared.at_least()),
-        ("exclusive:30", &|runs| runs.stock.at_least()),
-        ("allocation-sum", &|runs| runs.sum.at_least()),
-        ("nixie", &|runs| runs.nixie.at_least()),
+        ("shared", &|runs| runs.shared.makespan.at_least()),
+        ("exclusive:30", &|runs| runs.stock.makespan.at_least()),
+        ("allocation-sum", &|runs| runs.sum.makespan.at_least()),
+        ("nixie", &|runs| runs.nixie.makespan.at_least()),
     ];
     for (name, other) in rivals {
         let mut cells = vec![name.to_owned()];
@@ -233,10 +259,22 @@ pub(super) fn section(page: &mut Page, library: &Library, runs: &[Runs]) {
             cells.extend([signed_percent(median(&values)), signed_percent(worst)]);
             if name == "oracle" {
                 let key = format!("regret, median ({form})");
-                page.bounds.push(Bound::at_most(key, "median distance from the oracle", median(&values), MEDIAN_LIMIT, percent));
+                page.bounds.push(Bound::at_most(
+                    key,
+                    "median distance from the oracle",
+                    median(&values),
+                    MEDIAN_LIMIT,
+                    percent,
+                ));
             } else if ["allocation-sum", "nixie"].contains(&name) {
                 let key = format!("better than {name} ({form})");
-                page.bounds.push(Bound::at_most(key, "median difference", median(&values), 0.0, signed_percent));
+                page.bounds.push(Bound::at_most(
+                    key,
+                    "median difference",
+                    median(&values),
+                    0.0,
+                    signed_percent,
+                ));
             }
         }
         summary.row(&cells);
@@ -254,7 +292,7 @@ pub(super) fn section(page: &mut Page, library: &Library, runs: &[Runs]) {
         for (entry, runs) in library.entries.iter().zip(runs) {
             let auto = makespan(runs.auto(sensors)).at_least();
             let handover = handover(&entry.scenario);
-            let (better, oracle) = (runs.better(), runs.oracle.at_least());
+            let (better, oracle) = (runs.better(), runs.oracle.makespan.at_least());
             let limit = better + allowance(better, handover);
             let key = format!("allowance ({form}): {}", entry.name);
             page.bounds.push(Bound::at_most(key, "makespan", auto, limit, seconds));
@@ -263,24 +301,58 @@ pub(super) fn section(page: &mut Page, library: &Library, runs: &[Runs]) {
             page.bounds.push(Bound::at_most(key, "makespan", auto, limit, seconds));
         }
     }
-    page.paragraph("### Comparisons lost");
+    lost(page, library, runs);
+}
+
+fn lost(page: &mut Page, library: &Library, runs: &[Runs]) {
     page.paragraph(&format!(
-        "Every policy but the oracle that is faster than auto by more than {}, with auto's loss and the reason.",
+        "### Comparisons lost\n\nEvery policy but the oracle that is faster than auto by more than {}: auto's loss with either form of \
+        the test, the longest time that anybody's work waited under the faster policy and under auto, and the number of the reason. \
+        A makespan says nothing of who waits: whoever runs one job after the other has no hand-overs at all.",
         percent(LOST)
     ));
+    let mut table = Table::new(&[
+        "scenario",
+        "faster",
+        "loss (blocks)",
+        "loss (counters)",
+        "longest wait there",
+        "under auto",
+        "reason",
+    ]);
+    let mut all = 0;
     for (entry, runs) in library.entries.iter().zip(runs) {
-        let mut figures = String::new();
-        for (form, sensors) in FORMS {
-            for (name, loss) in losses(makespan(runs.auto(sensors)).at_least(), &runs.others()) {
-                let comma = if figures.is_empty() { "" } else { ", " };
-                let _infallible = write!(figures, "{comma}{} on {name} ({form})", percent(loss));
+        for (policy, rival) in runs.others() {
+            let of = |sensors| loss(makespan(runs.auto(sensors)).at_least(), rival.makespan);
+            let (blocks, counters) = (of(Sensors::Blocks), of(Sensors::Counters));
+            if blocks.is_none() && counters.is_none() {
+                continue;
             }
-        }
-        if !figures.is_empty() {
-            page.losses.push((entry.name.clone(), figures));
+            all += 1;
+            let lost = Lost { scenario: entry.name.clone(), policy: policy.to_owned() };
+            let reasons: Vec<String> = library.known.reasons(&lost).iter().map(ToString::to_string).collect();
+            let shown = |loss: Option<f64>| loss.map_or_else(|| "–".to_owned(), percent);
+            table.row(&[
+                format!("`{}`", entry.name),
+                policy.to_owned(),
+                shown(blocks),
+                shown(counters),
+                seconds(rival.longest_wait),
+                seconds(Rival::of(&runs.blocks).longest_wait),
+                if reasons.is_empty() { "**none**".to_owned() } else { reasons.join(", ") },
+            ]);
+            page.lost.push(lost);
         }
     }
-    page.losses_here();
+    if all == 0 {
+        return page.paragraph("None.");
+    }
+    page.table(table);
+    let mut list = String::new();
+    for (number, known) in (1..).zip(&library.known.loss) {
+        let _infallible = writeln!(list, "{number}. {}", known.why);
+    }
+    page.paragraph(list.trim_end());
 }
 
 #[cfg(test)]
@@ -295,16 +367,10 @@ mod tests {
 
     #[test]
     fn a_faster_policy_is_a_loss_and_a_stopped_or_equal_one_is_none() {
-        let others = [
-            ("shared", Makespan::Beyond(50.0)),
-            ("exclusive:30", Makespan::Took(100.0)),
-            ("allocation-sum", Makespan::Took(109.8)),
-            ("nixie", Makespan::Took(200.0)),
-        ];
-        let lost = losses(110.0, &others);
-        assert_eq!(lost.len(), 1, "{lost:?}");
-        assert_eq!(lost[0].0, "exclusive:30");
-        assert!((lost[0].1 - 0.1).abs() < 1e-9);
+        assert!((loss(110.0, Makespan::Took(100.0)).unwrap() - 0.1).abs() < 1e-9);
+        for other in [Makespan::Beyond(50.0), Makespan::Took(109.8), Makespan::Took(200.0)] {
+            assert_eq!(loss(110.0, other), None, "{other:?}");
+        }
         assert_eq!(Makespan::Beyond(50.4).shown(), "> 50");
     }
 

@@ -8,6 +8,8 @@ use nvshare_core::{
     sim::{self, Options, PolicyKind, Scenario, Sensors},
 };
 
+use crate::gpu_bench::stats::median;
+
 /// Evidence must cross the threshold within this time of the first round trip.
 const IN_TIME: Nanos = Nanos::SECOND;
 /// After the onset, as much more of a run is of interest.
@@ -59,12 +61,16 @@ impl Trace {
         self.bins.iter().map(move |&(at, all, held_up)| (at, if gate == Gate::None { all } else { held_up }))
     }
 
+    /// Time from the onset until evidence reaches the threshold.
+    fn delay(&self, threshold: u32, gate: Gate) -> Option<Nanos> {
+        let onset = self.onset?;
+        let reached = |&(at, evidence): &(Nanos, u32)| at >= onset && evidence >= threshold;
+        self.evidence(gate).find(reached).map(|(at, _)| at.since(onset))
+    }
+
     /// Evidence reaches the threshold in time after the onset.
     fn detected(&self, threshold: u32, gate: Gate) -> bool {
-        self.onset.is_some_and(|onset| {
-            let in_time = |at: Nanos| at >= onset && at <= onset + IN_TIME;
-            self.evidence(gate).any(|(at, evidence)| in_time(at) && evidence >= threshold)
-        })
+        self.delay(threshold, gate).is_some_and(|delay| delay <= IN_TIME)
     }
 
     /// How often evidence rises to the threshold.
@@ -96,6 +102,9 @@ pub(super) struct Point {
     pub(super) fooled: f64,
     /// Alarms in an hour of the benign runs.
     pub(super) alarms_per_hour: f64,
+    /// From the onset, in seconds; infinite where it is never crossed.
+    pub(super) delay_median: f64,
+    pub(super) delay_worst: f64,
 }
 
 /// The curve over all thresholds, from the lowest.
@@ -104,12 +113,18 @@ pub(super) fn curve(thrash: &[Trace], benign: &[Trace], thresholds: &[u32], gate
         traces.iter().filter(|trace| so(trace)).count() as f64 / traces.len().max(1) as f64
     };
     let hours = benign.iter().map(Trace::length).sum::<Nanos>().as_secs_f64() / 3600.0;
+    let delays = |threshold: u32| -> Vec<f64> {
+        let delay = |trace: &Trace| trace.delay(threshold, gate).map_or(f64::INFINITY, Nanos::as_secs_f64);
+        thrash.iter().map(delay).collect()
+    };
     let point = |&threshold: &u32| Point {
         threshold,
         detected: share(thrash, &|trace| trace.detected(threshold, gate)),
         fooled: share(benign, &|trace| trace.alarms(threshold, gate) > 0),
         alarms_per_hour: benign.iter().map(|trace| trace.alarms(threshold, gate)).sum::<usize>() as f64
             / hours.max(f64::MIN_POSITIVE),
+        delay_median: median(&delays(threshold)),
+        delay_worst: delays(threshold).into_iter().fold(0.0, f64::max),
     };
     thresholds.iter().map(point).collect()
 }
@@ -166,7 +181,10 @@ mod tests {
         assert!((of(&high, &high) - 0.5).abs() < 1e-9);
         assert!(of(&low, &high) < 1e-9);
         let points = curve(&[high.clone(), low.clone()], &[low], &thresholds, Gate::None);
-        assert_eq!(points[3], Point { threshold: 1000, detected: 0.5, fooled: 0.0, alarms_per_hour: 0.0 });
+        assert_eq!((points[3].threshold, points[3].alarms_per_hour), (1000, 0.0));
+        assert_eq!((points[3].detected, points[3].fooled), (0.5, 0.0));
+        assert_eq!((points[1].delay_median, points[1].delay_worst), (0.1, 0.1));
+        assert_eq!(points[3].delay_worst, f64::INFINITY, "one never reaches it");
         assert!((points[1].alarms_per_hour - 36_000.0).abs() < 1e-6, "one in a tenth of a second");
     }
 }

@@ -192,7 +192,9 @@ mod tests {
         assert!(watched.waits.iter().all(|waits| !waits.is_empty()));
         let finish = |client: usize| watched.report.clients[client].finish_s.unwrap();
         for client in 0..2 {
-            let [all] = watched.responses[client][..] else { panic!("a client that never pauses has one burst") };
+            let [all] = watched.responses[client][..] else {
+                panic!("a client that never pauses has one burst")
+            };
             assert!((all.as_secs_f64() - finish(client)).abs() < 1e-6);
         }
         let work: f64 = last.unwrap().clients.iter().map(|client| client.gpu_time.as_secs_f64()).sum();
