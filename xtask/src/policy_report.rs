@@ -10,6 +10,7 @@
 //!
 //! **Invariants.** The same sources give the same report, whatever the number of cores. Nothing is kept between runs.
 
+mod arms;
 mod bound;
 mod calibration;
 mod detector;
@@ -81,10 +82,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 fn compute(library: &Library) -> Result<Page> {
     let mut page = Page::default();
     calibration::section(&mut page)?;
-    let runs = regret::run(library);
+    let runs = arms::run(library);
     regret::section(&mut page, library, &runs);
     detector::section(&mut page, library, &runs)?;
-    fairness::section(&mut page, library, &runs)?;
+    fairness::section(&mut page, library)?;
     ratio::section(&mut page)?;
     story::section(&mut page)?;
     handover::section(&mut page)?;

@@ -53,15 +53,10 @@ pub(super) fn run(args: &Args) -> Result<()> {
     } else {
         None
     };
-    let config = match &simulator {
-        Some(simulator) => simulator.agent_config(),
-        None => {
-            // Without a file of its own the agent would read the machine's.
-            let config = private.path().join("agent.toml");
-            std::fs::write(&config, "").context("writing the agent's configuration")?;
-            config
-        }
-    };
+    // Without a file of its own the agent would read the machine's.
+    let empty = private.path().join("agent.toml");
+    std::fs::write(&empty, "").context("writing the agent's configuration")?;
+    let config = simulator.as_ref().map_or(empty, Simulator::agent_config);
     let free = if args.simulate { SIMULATED_MIB } else { free_mib()? };
     let each = free * EACH_MILLI / 1000;
     eprintln!("two programs of {each} MiB each; {free} MiB are free");
@@ -129,7 +124,7 @@ fn one(
         for program in &mut programs {
             match program.finished()? {
                 Some(status) => {
-                    ensure!(status.success(), "a program ended with {status}: {}", tail(&program.log()))
+                    ensure!(status.success(), "a program ended with {status}: {}", tail(&program.log()));
                 }
                 None => all = false,
             }

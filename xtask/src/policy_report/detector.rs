@@ -7,12 +7,12 @@ use nvshare_core::{
 };
 
 use super::{
+    arms::{FORMS, Runs, makespan, run_to},
     bound::Bound,
     library::{Class, Entry, Library},
     page::Page,
     plot::{Axis, BLUE, ORANGE, Series, lines},
     pool,
-    regret::{FORMS, Runs, makespan, run_to},
     roc::{Gate, Point, Trace, area, curve},
     table::{Table, milliseconds, percent},
 };
@@ -308,6 +308,10 @@ fn curves(page: &mut Page, library: &Library) -> Result<()> {
         "What a higher threshold buys and costs, counting evidence while paging holds the GPU up:",
     );
     page.table(steps);
+    draw(page, &series)
+}
+
+fn draw(page: &mut Page, series: &[Series]) -> Result<()> {
     let share = |label: &str| Axis {
         label: label.to_owned(),
         from: 0.0,
@@ -320,7 +324,7 @@ fn curves(page: &mut Page, library: &Library) -> Result<()> {
         "Evidence against the threshold (receiver operating characteristic)",
         &share("benign runs in which evidence reaches the threshold"),
         &share("thrash seen within 1 s"),
-        &series,
+        series,
     )?;
     page.picture(
         "roc",

@@ -10,11 +10,12 @@ use nvshare_core::{
 };
 
 use super::{
+    arms::FORMS,
     bound::Bound,
     library::Library,
     page::Page,
     pool,
-    regret::{FORMS, Runs, handover},
+    regret::handover,
     table::{Table, milliseconds, percent, signed_percent},
 };
 
@@ -106,7 +107,7 @@ fn percentile(values: &[f64], count: usize, milli: usize) -> f64 {
     rank.checked_sub(zeros + 1).and_then(|index| sorted.get(index)).copied().unwrap_or(0.0)
 }
 
-pub(super) fn section(page: &mut Page, library: &Library, _runs: &[Runs]) -> Result<()> {
+pub(super) fn section(page: &mut Page, library: &Library) -> Result<()> {
     page.heading("Fairness");
     weights(page, library)?;
     equal(page, library)?;

@@ -94,17 +94,13 @@ impl Page {
                 None => groups.push((name.to_owned(), vec![bound])),
             }
         }
-        let shown = |(name, members): (String, Vec<&Bound>)| match members[..] {
-            [only] => {
-                let mark = if only.met { "" } else { " **missed**" };
-                (name, only.promise.clone(), format!("{}{mark}", only.found))
+        let shown = |(name, members): (String, Vec<&Bound>)| {
+            let met = members.iter().filter(|bound| bound.met).count();
+            let mark = if met == members.len() { "" } else { " **missed**" };
+            if let [only] = members[..] {
+                return (name, only.promise.clone(), format!("{}{mark}", only.found));
             }
-            _ => {
-                let met = members.iter().filter(|bound| bound.met).count();
-                let promise = "as named in its section".to_owned();
-                let mark = if met == members.len() { "" } else { " **missed**" };
-                (name, promise, format!("{met} of {} met{mark}", members.len()))
-            }
+            (name, "as named in its section".to_owned(), format!("{met} of {} met{mark}", members.len()))
         };
         groups.into_iter().map(shown).collect()
     }

@@ -1,5 +1,7 @@
 //! How plots look: one palette, text on the lines themselves, readable on light and dark pages.
 
+use std::fmt::Write as _;
+
 use anyhow::{Result, anyhow};
 use plotters::{
     coord::{
@@ -35,7 +37,7 @@ pub(super) fn text(size: u32, color: RGBColor) -> TextStyle<'static> {
 }
 
 /// Text whose middle or end, and not its top left corner, is at the point.
-pub(super) fn placed(style: TextStyle<'static>, horizontal: HPos, vertical: VPos) -> TextStyle<'static> {
+pub(super) fn placed(style: &TextStyle<'static>, horizontal: HPos, vertical: VPos) -> TextStyle<'static> {
     style.pos(Pos::new(horizontal, vertical))
 }
 
@@ -62,13 +64,12 @@ pub(super) fn put(area: &Area<'_>, words: &str, at: (i32, i32), style: &TextStyl
 
 /// Colours that follow the reader's choice of a light or a dark page.
 fn themed(svg: &str) -> String {
-    let rules: String = DARK
-        .iter()
-        .map(|(RGBColor(r, g, b), dark)| {
-            let light = format!("#{r:02X}{g:02X}{b:02X}");
-            format!("[fill=\"{light}\"]{{fill:{dark}}}[stroke=\"{light}\"]{{stroke:{dark}}}")
-        })
-        .collect();
+    let mut rules = String::new();
+    for (RGBColor(r, g, b), dark) in DARK {
+        let light = format!("#{r:02X}{g:02X}{b:02X}");
+        let _infallible =
+            write!(rules, "[fill=\"{light}\"]{{fill:{dark}}}[stroke=\"{light}\"]{{stroke:{dark}}}");
+    }
     let style = format!("<style>@media (prefers-color-scheme:dark){{{rules}}}</style>\n");
     match svg.split_once(">\n") {
         Some((head, rest)) => format!("{head}>\n{style}{rest}\n"),
@@ -235,7 +236,7 @@ pub(super) fn lines(title: &str, x: &Axis, y: &Axis, series: &[Series]) -> Resul
                 let at = (x.at(point.0), y.at(point.1));
                 chart.draw_series([Circle::new(at, 5, one.color.filled())]).map_err(|e| fail(&e))?;
                 let (px, py) = chart.backend_coord(&at);
-                let style = placed(text(SMALL, one.color), HPos::Left, VPos::Top);
+                let style = placed(&text(SMALL, one.color), HPos::Left, VPos::Top);
                 put_pixel(area, word, (px + 8, py + 4), &style)?;
             }
             if let Some(&(_, last)) = points.last()
@@ -251,12 +252,12 @@ pub(super) fn lines(title: &str, x: &Axis, y: &Axis, series: &[Series]) -> Resul
         let ends: Vec<usize> = (0..names.len()).filter(|&index| names[index].2.is_none()).collect();
         let at_right: Vec<i32> = ends.iter().map(|&index| wanted[index]).collect();
         for (&index, py) in ends.iter().zip(spread(&at_right, 17, bottom)) {
-            let style = placed(text(14, names[index].1), HPos::Left, VPos::Center);
+            let style = placed(&text(14, names[index].1), HPos::Left, VPos::Center);
             put_pixel(area, &names[index].0, (right + 8, py), &style)?;
         }
         for (index, (name, color, exit)) in names.iter().enumerate() {
             if let Some(px) = exit {
-                let style = placed(text(14, *color), HPos::Left, VPos::Top);
+                let style = placed(&text(14, *color), HPos::Left, VPos::Top);
                 put_pixel(area, name, (px + 10, wanted[index] - 8), &style)?;
             }
         }

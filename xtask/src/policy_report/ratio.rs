@@ -7,10 +7,10 @@ use nvshare_core::{
 };
 
 use super::{
+    arms::{Makespan, makespan, run_to},
     page::Page,
     plot::{Axis, BLUE, GREEN, INK, ORANGE, PURPLE, Series, VERMILION, lines},
     pool,
-    regret::{makespan, run_to},
     table::Table,
 };
 
@@ -69,8 +69,7 @@ pub(super) fn section(page: &mut Page) -> Result<()> {
                 .iter()
                 .map(|(tenths, row)| {
                     // What was stopped lies above the picture.
-                    let beyond =
-                        if matches!(row[index], super::regret::Makespan::Beyond(_)) { 2.0 } else { 1.0 };
+                    let beyond = if matches!(row[index], Makespan::Beyond(_)) { 2.0 } else { 1.0 };
                     (*tenths as f64 / 10.0, times(row[index].at_least()) * beyond)
                 })
                 .collect(),

@@ -1,169 +1,26 @@
 //! Auto against the oracle and the other policies, over the library.
 
-use std::{fmt::Write as _, ops::ControlFlow};
+use std::fmt::Write as _;
 
 use nvshare_core::{
-    Bytes, Nanos,
-    input::ModeOrder,
-    sim::{self, Options, PolicyKind, Scenario, Sensors, Watched},
+    Bytes,
+    sim::{self, Scenario, Sensors},
 };
 
 use super::{
+    arms::{FORMS, HOPELESS, Makespan, Rival, Runs, makespan},
     bound::{Bound, Lost},
-    library::{Entry, Library},
+    library::Library,
     page::Page,
-    pool,
     table::{Table, percent, seconds, signed_percent},
 };
 use crate::gpu_bench::stats::median;
 
-/// Sharing is given up once it has taken this many times as long as stock nvshare's lock.
-const HOPELESS: f64 = 4.0;
 /// Auto lost to a policy that is faster by more than this share of its makespan.
 const LOST: f64 = 0.005;
 /// What the median and the worst regret may be.
 const MEDIAN_LIMIT: f64 = 0.05;
 const WORST_LIMIT: f64 = 0.15;
-/// The quantum of the lock that auto is compared with.
-const STOCK: PolicyKind = PolicyKind::Exclusive(Nanos::seconds(30));
-
-/// How a run ended.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Makespan {
-    Took(f64),
-    /// It was stopped after this time.
-    Beyond(f64),
-}
-
-impl Makespan {
-    /// A lower bound, if it was stopped.
-    pub(super) fn at_least(self) -> f64 {
-        match self {
-            Self::Took(time) | Self::Beyond(time) => time,
-        }
-    }
-
-    pub(super) fn shown(self) -> String {
-        match self {
-            Self::Took(time) => format!("{time:.0}"),
-            Self::Beyond(time) => format!("> {time:.0}"),
-        }
-    }
-}
-
-/// A run of a policy, as far as it is compared.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Rival {
-    makespan: Makespan,
-    /// The longest time that anybody's work waited at a closed gate.
-    longest_wait: f64,
-}
-
-impl Rival {
-    fn of(watched: &Watched) -> Self {
-        let longest = watched.waits.iter().flatten().max().copied().unwrap_or_default();
-        Self { makespan: makespan(watched), longest_wait: longest.as_secs_f64() }
-    }
-}
-
-/// One scenario under every policy.
-#[derive(Debug)]
-pub(super) struct Runs {
-    pub(super) blocks: Watched,
-    pub(super) counters: Watched,
-    oracle: Rival,
-    shared: Rival,
-    stock: Rival,
-    sum: Rival,
-    nixie: Rival,
-}
-
-impl Runs {
-    pub(super) fn auto(&self, sensors: Sensors) -> &Watched {
-        match sensors {
-            Sensors::Blocks => &self.blocks,
-            Sensors::Counters => &self.counters,
-        }
-    }
-
-    /// The policies that are no oracle.
-    fn others(&self) -> [(&'static str, Rival); 4] {
-        [
-            ("shared", self.shared),
-            ("exclusive:30", self.stock),
-            ("allocation-sum", self.sum),
-            ("nixie", self.nixie),
-        ]
-    }
-
-    /// The better of what users have without nvshare's decisions.
-    fn better(&self) -> f64 {
-        let shared = if let Makespan::Took(time) = self.shared.makespan { time } else { f64::INFINITY };
-        shared.min(self.stock.makespan.at_least())
-    }
-}
-
-/// The two forms of the detector's test.
-pub(super) const FORMS: [(&str, Sensors); 2] = [("blocks", Sensors::Blocks), ("counters", Sensors::Counters)];
-
-/// Runs a scenario to its end or up to a limit.
-pub(super) fn run_to(scenario: &Scenario, options: &Options, limit: Option<f64>) -> Watched {
-    sim::watch(scenario, options, ModeOrder::Auto, &mut |bin| {
-        if limit.is_some_and(|limit| bin.at.as_secs_f64() >= limit) {
-            ControlFlow::Break(())
-        } else {
-            ControlFlow::Continue(())
-        }
-    })
-}
-
-/// The makespan, or how long the run went on without one.
-pub(super) fn makespan(watched: &Watched) -> Makespan {
-    watched.report.makespan_s.map_or(Makespan::Beyond(watched.end.as_secs_f64()), Makespan::Took)
-}
-
-/// Runs the whole library.
-pub(super) fn run(library: &Library) -> Vec<Runs> {
-    let arms: Vec<Options> =
-        [PolicyKind::Auto, PolicyKind::Oracle, STOCK, PolicyKind::AllocationSum, PolicyKind::Nixie]
-            .into_iter()
-            .map(Options::new)
-            .chain([Options { sensors: Sensors::Counters, ..Options::new(PolicyKind::Auto) }])
-            .collect();
-    let mut tasks = Vec::new();
-    for entry in &library.entries {
-        tasks.extend(arms.iter().map(|options| (entry, options)));
-    }
-    let mut results =
-        pool::all("library", &tasks, |(entry, options)| run_to(&entry.scenario, options, None)).into_iter();
-    let mut rows = Vec::new();
-    for entry in &library.entries {
-        let [Some(auto), Some(oracle), Some(stock), Some(sum), Some(nixie), Some(counters)] =
-            std::array::from_fn(|_| results.next())
-        else {
-            continue;
-        };
-        rows.push((entry, [auto, oracle, stock, sum, nixie, counters]));
-    }
-    let options = Options::new(PolicyKind::Shared);
-    let shared = pool::all("library, shared", &rows, |(entry, runs)| {
-        let limit = makespan(&runs[2]).at_least() * HOPELESS;
-        Rival::of(&run_to(&entry.scenario, &options, Some(limit)))
-    });
-    let merge = |((_, runs), shared): ((&Entry, [Watched; 6]), Rival)| {
-        let [blocks, oracle, stock, sum, nixie, counters] = runs;
-        Runs {
-            oracle: Rival::of(&oracle),
-            stock: Rival::of(&stock),
-            sum: Rival::of(&sum),
-            nixie: Rival::of(&nixie),
-            shared,
-            blocks,
-            counters,
-        }
-    };
-    rows.into_iter().zip(shared).map(merge).collect()
-}
 
 /// What handing a GPU from one client to another takes where the shim moves memory: the two largest working sets, less
 /// what fits, at the rate of both directions at once, after what is in flight.
@@ -237,13 +94,21 @@ pub(super) fn section(page: &mut Page, library: &Library, runs: &[Runs]) {
         ]);
     }
     page.table(table);
+    summary(page, runs);
+    promises(page, library, runs);
+    lost(page, library, runs);
+}
 
+/// What another policy's makespan is in a scenario.
+type Other<'a> = &'a dyn Fn(&Runs) -> f64;
+
+fn summary(page: &mut Page, runs: &[Runs]) {
     let mut summary =
         Table::new(&["against", "auto, median", "auto, worst", "counters, median", "counters, worst"]);
-    let compare = |sensors: Sensors, other: &dyn Fn(&Runs) -> f64| -> Vec<f64> {
+    let compare = |sensors: Sensors, other: Other<'_>| -> Vec<f64> {
         runs.iter().map(|runs| makespan(runs.auto(sensors)).at_least() / other(runs) - 1.0).collect()
     };
-    let rivals: [(&str, &dyn Fn(&Runs) -> f64); 6] = [
+    let rivals: [(&str, Other<'_>); 6] = [
         ("oracle", &|runs| runs.oracle.makespan.at_least()),
         ("better of shared and exclusive:30", &Runs::better),
         ("shared", &|runs| runs.shared.makespan.at_least()),
@@ -281,6 +146,9 @@ pub(super) fn section(page: &mut Page, library: &Library, runs: &[Runs]) {
     }
     page.paragraph("Auto's makespan less the other's, as a share of the other's (below zero: auto is faster; where the other was stopped, at least):");
     page.table(summary);
+}
+
+fn promises(page: &mut Page, library: &Library, runs: &[Runs]) {
     page.paragraph(&format!(
         "Two promises are kept for each scenario: auto is not slower than the better of `shared` and `exclusive:30` by more \
         than the allowance, which is the larger of 3 % and three hand-overs and a second; and not slower than the oracle by \
@@ -301,7 +169,6 @@ pub(super) fn section(page: &mut Page, library: &Library, runs: &[Runs]) {
             page.bounds.push(Bound::at_most(key, "makespan", auto, limit, seconds));
         }
     }
-    lost(page, library, runs);
 }
 
 fn lost(page: &mut Page, library: &Library, runs: &[Runs]) {

@@ -182,9 +182,9 @@ mod tests {
         assert!(of(&low, &high) < 1e-9);
         let points = curve(&[high.clone(), low.clone()], &[low], &thresholds, Gate::None);
         assert_eq!((points[3].threshold, points[3].alarms_per_hour), (1000, 0.0));
-        assert_eq!((points[3].detected, points[3].fooled), (0.5, 0.0));
+        assert!((points[3].detected - 0.5).abs() < 1e-9 && points[3].fooled.abs() < 1e-9);
         assert_eq!((points[1].delay_median, points[1].delay_worst), (0.1, 0.1));
-        assert_eq!(points[3].delay_worst, f64::INFINITY, "one never reaches it");
+        assert!(points[3].delay_worst.is_infinite(), "one never reaches it");
         assert!((points[1].alarms_per_hour - 36_000.0).abs() < 1e-6, "one in a tenth of a second");
     }
 }

@@ -17,7 +17,8 @@ use plotters::{
 use super::{
     page::Page,
     plot::{
-        BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, SKY, SMALL, VERMILION, picture, placed, put_pixel, text,
+        Area, BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, SKY, SMALL, VERMILION, picture, placed, put_pixel,
+        text,
     },
     table::Table,
 };
@@ -56,6 +57,15 @@ enum Doing {
 }
 
 impl Doing {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Absent => "absent",
+            Self::Computes => "computes",
+            Self::WaitsForMemory => "waits for memory",
+            Self::WaitsForTurn => "waits for its turn",
+        }
+    }
+
     const fn color(self) -> Option<RGBColor> {
         match self {
             Self::Absent => None,
@@ -127,117 +137,128 @@ pub(super) fn section(page: &mut Page) -> Result<()> {
     Ok(())
 }
 
-fn draw(scenario: &Scenario, bins: &[Bin], watched: &Watched) -> Result<String> {
-    const LEFT: i32 = 96;
-    const LANE: i32 = 34;
-    const GAP: i32 = 12;
-    const TOP: i32 = 96;
-    const CURVE: i32 = 150;
-    const BOTTOM: i32 = 56;
-    let end = watched.end.as_secs_f64();
-    let right = SIZE.0 as i32 - 24;
-    let x = |at: f64| LEFT + (at / end * f64::from(right - LEFT)) as i32;
-    picture(SIZE, "Thrash and recovery", |area| {
-        let (base_x, base_y) = area.get_base_pixel();
-        let at = |px: i32, py: i32| (px - base_x, py - base_y);
-        let bar = |from: f64, to: f64, top: i32, height: i32, color: RGBColor| {
-            let corners = [at(x(from), top), at(x(to).max(x(from) + 1), top + height)];
-            area.draw(&Rectangle::new(corners, color.filled())).map_err(|error| anyhow!("{error}"))
-        };
-        let line = |from: (i32, i32), to: (i32, i32), style: ShapeStyle| {
-            let path = PathElement::new([at(from.0, from.1), at(to.0, to.1)], style);
-            area.draw(&path).map_err(|error| anyhow!("{error}"))
-        };
-        let name = |words: &str, middle: i32| {
-            put_pixel(area, words, (LEFT - 10, middle), &placed(text(14, INK), HPos::Right, VPos::Center))
-        };
-        // The key.
-        let keys = [
-            ("computes", BLUE),
-            ("waits for memory", VERMILION),
-            ("waits for its turn", FAINT),
-            ("shared", GREEN),
-            ("exclusive", ORANGE),
-            ("sets", PURPLE),
-        ];
-        let used: Vec<Mode> = bins.iter().flat_map(|bin| bin.gpus.iter().map(|gpu| gpu.mode)).collect();
-        let mut key_at = LEFT;
-        for (words, color) in keys {
-            let of_mode = Mode::ALL.into_iter().find(|mode| mode.as_str() == words);
-            if of_mode.is_some_and(|mode| !used.contains(&mode)) {
-                continue;
-            }
-            let corners = [at(key_at, 48), at(key_at + 16, 62)];
-            area.draw(&Rectangle::new(corners, color.filled())).map_err(|error| anyhow!("{error}"))?;
-            put_pixel(area, words, (key_at + 22, 55), &placed(text(SMALL, INK), HPos::Left, VPos::Center))?;
-            key_at += 46 + 7 * words.len() as i32;
+const LEFT: i32 = 96;
+const RIGHT: i32 = SIZE.0 as i32 - 24;
+const LANE: i32 = 34;
+const GAP: i32 = 12;
+/// Of the lanes, and of the key above them.
+const TOP: i32 = 96;
+const KEY: i32 = 48;
+/// Height of the curve, and how far below it the words on time are.
+const CURVE: i32 = 120;
+const BELOW: i32 = 30;
+
+/// Draws by pixels of the whole picture and by seconds.
+struct Canvas<'a, 'b> {
+    area: &'a Area<'b>,
+    end: f64,
+}
+
+impl Canvas<'_, '_> {
+    fn x(&self, seconds: f64) -> i32 {
+        LEFT + (seconds / self.end * f64::from(RIGHT - LEFT)) as i32
+    }
+
+    fn at(&self, (px, py): (i32, i32)) -> (i32, i32) {
+        let (left, top) = self.area.get_base_pixel();
+        (px - left, py - top)
+    }
+
+    fn bar(&self, from: i32, to: i32, top: i32, height: i32, color: RGBColor) -> Result<()> {
+        let corners = [self.at((from, top)), self.at((to.max(from + 1), top + height))];
+        self.area.draw(&Rectangle::new(corners, color.filled())).map_err(|error| anyhow!("{error}"))
+    }
+
+    fn path(&self, points: &[(i32, i32)], style: ShapeStyle) -> Result<()> {
+        let points: Vec<_> = points.iter().map(|&point| self.at(point)).collect();
+        self.area.draw(&PathElement::new(points, style)).map_err(|error| anyhow!("{error}"))
+    }
+
+    fn words(&self, words: &str, at: (i32, i32), size: u32, to: (HPos, VPos)) -> Result<()> {
+        put_pixel(self.area, words, at, &placed(&text(size, INK), to.0, to.1))
+    }
+
+    /// What the colours mean; of the modes, those there are.
+    fn key(&self, modes: &[Mode]) -> Result<()> {
+        let doing = [Doing::Computes, Doing::WaitsForMemory, Doing::WaitsForTurn];
+        let doing = doing.into_iter().filter_map(|doing| Some((doing.name(), doing.color()?)));
+        let modes = Mode::ALL.into_iter().filter(|mode| modes.contains(mode));
+        let mut left = LEFT;
+        for (words, color) in doing.chain(modes.map(|mode| (mode.as_str(), mode_color(mode)))) {
+            self.bar(left, left + 16, KEY, 14, color)?;
+            self.words(words, (left + 22, KEY + 7), SMALL, (HPos::Left, VPos::Center))?;
+            left += 46 + 7 * words.len() as i32;
         }
-        // Lanes: the clients, then the mode.
+        Ok(())
+    }
+
+    fn lane<T>(
+        &self,
+        name: &str,
+        top: i32,
+        all: &[Stretch<T>],
+        color: impl Fn(&T) -> Option<RGBColor>,
+    ) -> Result<()> {
+        self.words(name, (LEFT - 10, top + LANE / 2), 14, (HPos::Right, VPos::Center))?;
+        for stretch in all {
+            if let Some(color) = color(&stretch.is) {
+                self.bar(self.x(stretch.from), self.x(stretch.to), top, LANE, color)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn curve(&self, name: &str, top: i32, points: &[(f64, f64)]) -> Result<()> {
+        let most = points.iter().map(|(_, value)| *value).fold(1.0, f64::max).ceil();
+        let y = |value: f64| top + CURVE - (value / most * f64::from(CURVE)) as i32;
+        for half in 0..=2 {
+            let value = most * f64::from(half) / 2.0;
+            self.path(&[(LEFT, y(value)), (RIGHT, y(value))], FAINT.into())?;
+            self.words(&format!("{value:.1}"), (LEFT - 10, y(value)), SMALL, (HPos::Right, VPos::Center))?;
+        }
+        self.words(name, (LEFT + 6, top - 4), SMALL, (HPos::Left, VPos::Bottom))?;
+        let points: Vec<(i32, i32)> = points.iter().map(|&(at, value)| (self.x(at), y(value))).collect();
+        self.path(&points, SKY.stroke_width(2))
+    }
+
+    fn time(&self, top: i32) -> Result<()> {
+        let steps = [5.0, 10.0, 20.0, 50.0, 100.0];
+        let every = steps.into_iter().find(|every| self.end / every <= 12.0).unwrap_or(200.0);
+        for step in 0..=(self.end / every) as u32 {
+            let at = f64::from(step) * every;
+            self.path(&[(self.x(at), top), (self.x(at), top + 5)], INK.into())?;
+            self.words(&format!("{at:.0} s"), (self.x(at), top + 8), SMALL, (HPos::Center, VPos::Top))?;
+        }
+        let words = "simulated time; numbers: decisions, named in the table below";
+        self.words(words, (i32::midpoint(LEFT, RIGHT), top + BELOW), 14, (HPos::Center, VPos::Top))
+    }
+}
+
+fn draw(scenario: &Scenario, bins: &[Bin], watched: &Watched) -> Result<String> {
+    picture(SIZE, "Thrash and recovery", |area| {
+        let canvas = Canvas { area, end: watched.end.as_secs_f64() };
+        let modes: Vec<Mode> = bins.iter().flat_map(|bin| bin.gpus.iter().map(|gpu| gpu.mode)).collect();
+        canvas.key(&modes)?;
         let mut top = TOP;
         for (index, client) in scenario.clients.iter().enumerate() {
-            name(&client.name, top + LANE / 2)?;
-            for stretch in doing(bins, index) {
-                if let Some(color) = stretch.is.color() {
-                    bar(stretch.from, stretch.to, top, LANE, color)?;
-                }
-            }
+            canvas.lane(&client.name, top, &doing(bins, index), |doing| doing.color())?;
             top += LANE + GAP;
         }
-        name("mode", top + LANE / 2)?;
         let mut before = 0.0;
-        let modes = bins.iter().map(|bin| {
+        let of_bin = |bin: &Bin| {
             let (from, to) = (before, bin.at.as_secs_f64());
             before = to;
             (from, to, bin.gpus[0].mode)
-        });
-        for stretch in stretches(modes) {
-            bar(stretch.from, stretch.to, top, LANE, mode_color(stretch.is))?;
-        }
-        top += LANE + 2 * GAP;
-        // Memory that faults brought in.
-        let rates = fault_rates(bins);
-        let most = rates.iter().map(|(_, rate)| *rate).fold(1.0, f64::max).ceil();
-        let y = |rate: f64| top + CURVE - (rate / most * f64::from(CURVE)) as i32;
-        for step in 0..=2 {
-            let rate = most * f64::from(step) / 2.0;
-            line((LEFT, y(rate)), (right, y(rate)), FAINT.into())?;
-            put_pixel(
-                area,
-                &format!("{rate:.1}"),
-                (LEFT - 10, y(rate)),
-                &placed(text(SMALL, INK), HPos::Right, VPos::Center),
-            )?;
-        }
-        put_pixel(
-            area,
-            "memory that faults bring in, GB/s",
-            (LEFT + 6, top - 4),
-            &placed(text(SMALL, INK), HPos::Left, VPos::Bottom),
-        )?;
-        let points: Vec<(i32, i32)> = rates.iter().map(|&(t, rate)| at(x(t), y(rate))).collect();
-        area.draw(&PathElement::new(points, SKY.stroke_width(2))).map_err(|error| anyhow!("{error}"))?;
-        // Time.
+        };
+        canvas.lane("mode", top, &stretches(bins.iter().map(of_bin)), |&mode| Some(mode_color(mode)))?;
+        top += LANE + 2 * GAP + 4;
+        canvas.curve("memory that faults bring in, GB/s", top, &fault_rates(bins))?;
         let bottom = top + CURVE;
-        let every =
-            [5.0, 10.0, 20.0, 50.0, 100.0].into_iter().find(|every| end / every <= 12.0).unwrap_or(200.0);
-        for step in 0..=(end / every) as u32 {
-            let t = f64::from(step) * every;
-            line((x(t), bottom), (x(t), bottom + 5), INK.into())?;
-            let style = placed(text(SMALL, INK), HPos::Center, VPos::Top);
-            put_pixel(area, &format!("{t:.0} s"), (x(t), bottom + 8), &style)?;
-        }
-        put_pixel(
-            area,
-            "simulated time; numbers: decisions, named in the table below",
-            (i32::midpoint(LEFT, right), bottom + BOTTOM - 24),
-            &placed(text(14, INK), HPos::Center, VPos::Top),
-        )?;
-        // Decisions.
+        canvas.time(bottom)?;
         for (number, switch) in watched.report.mode_switches.iter().enumerate() {
-            let px = x(switch.t_s);
-            line((px, TOP - 6), (px, bottom), INK.stroke_width(1))?;
-            let style = placed(text(14, INK), HPos::Center, VPos::Bottom);
-            put_pixel(area, &(number + 1).to_string(), (px, TOP - 8), &style)?;
+            let px = canvas.x(switch.t_s);
+            canvas.path(&[(px, TOP - 6), (px, bottom)], INK.stroke_width(1))?;
+            canvas.words(&(number + 1).to_string(), (px, TOP - 8), 14, (HPos::Center, VPos::Bottom))?;
         }
         Ok(())
     })
