@@ -19,12 +19,12 @@ use super::{Args, binaries, said};
 const EACH_MILLI: u64 = 750;
 /// GPU time that each needs, and of one sweep.
 const REAL: (&str, &str) = ("60s", "300ms");
-const SIMULATED: (&str, &str) = ("3s", "20ms");
+const SIMULATED: (&str, &str) = ("1500ms", "20ms");
 /// Memory of the simulated card.
 const SIMULATED_MIB: u64 = 1024;
 /// Programs that take turns may take this long; sharing is stopped after as many times that.
 const PATIENCE: Duration = Duration::from_mins(10);
-const HOPELESS: f64 = 10.0;
+const HOPELESS: f64 = 4.0;
 
 /// What one mode came to.
 #[derive(Debug, Serialize)]

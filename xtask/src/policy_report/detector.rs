@@ -43,7 +43,7 @@ pub(super) fn section(page: &mut Page, library: &Library, runs: &[Runs]) -> Resu
         library.entries.iter().zip(runs).filter(|(entry, _)| entry.class == Class::Benign).collect();
     quiet(page, &benign);
     swings(page, library, runs);
-    curves(page, library)
+    curves(page, library, runs)
 }
 
 fn delays(page: &mut Page, library: &Library, runs: &[Runs]) {
@@ -225,29 +225,43 @@ fn swings(page: &mut Page, library: &Library, runs: &[Runs]) {
     page.table(table);
 }
 
-fn curves(page: &mut Page, library: &Library) -> Result<()> {
-    let mut tasks: Vec<(&Entry, Sensors, u64)> = Vec::new();
-    for entry in library.of(Class::Thrash).chain(library.of(Class::Benign)) {
+/// Sharing must take this many times as long as the oracle for a mixed scenario to count as thrash in the curves.
+const WORTH_SEEING: f64 = 1.1;
+
+fn curves(page: &mut Page, library: &Library, runs: &[Runs]) -> Result<()> {
+    let mut tasks: Vec<(&Entry, Sensors, u64, bool)> = Vec::new();
+    let mut counts = [0, 0];
+    for (entry, runs) in library.entries.iter().zip(runs) {
+        let costly = runs.shared.makespan.at_least() > WORTH_SEEING * runs.oracle.makespan.at_least();
+        let thrash = match entry.class {
+            Class::Thrash => true,
+            Class::Benign => false,
+            Class::Mixed if costly => true,
+            Class::Mixed | Class::Adversarial => continue,
+        };
+        counts[usize::from(thrash)] += 1;
         for (_, sensors) in FORMS {
-            tasks.extend((1..=SEEDS).map(|seed| (entry, sensors, seed)));
+            tasks.extend((1..=SEEDS).map(|seed| (entry, sensors, seed, thrash)));
         }
     }
-    let traces = pool::all("curves", &tasks, |(entry, sensors, seed)| {
-        Trace::record(&entry.scenario.varied(*seed), *sensors, *seed, entry.class == Class::Thrash)
+    let traces = pool::all("curves", &tasks, |(entry, sensors, seed, thrash)| {
+        Trace::record(&entry.scenario.varied(*seed), *sensors, *seed, *thrash)
     });
-    let of = |class: Class, sensors: Sensors| -> Vec<Trace> {
-        let all = tasks.iter().zip(&traces);
-        let here = all.filter(|((entry, form, _), _)| entry.class == class && *form == sensors);
+    let of = |thrash: bool, sensors: Sensors| -> Vec<Trace> {
+        let here =
+            tasks.iter().zip(&traces).filter(|((_, form, _, is), _)| *is == thrash && *form == sensors);
         here.map(|(_, trace)| trace.clone()).collect()
     };
     let thresholds: Vec<u32> = (0..=HIGHEST).step_by(STEP).skip(1).collect();
     page.paragraph(&format!(
-        "### Evidence alone\n\nThe detector's evidence while everybody shares, whatever it says, in {SEEDS} variations of each thrash \
-        and benign scenario, against a threshold that is swept from {STEP} to {HIGHEST} thousandths of its own. Detected: \
+        "### Evidence alone\n\nThe detector's evidence while everybody shares, whatever it says, against a threshold that is swept from \
+        {STEP} to {HIGHEST} thousandths of its own: in {SEEDS} variations each of {} scenarios with thrash (those of that class, and \
+        mixed ones in which sharing takes more than {WORTH_SEEING} times as long as the oracle) and of the {} benign ones. Detected: \
         evidence reaches the threshold within a second of the onset. Fooled: it does so at any time of a benign run. The second \
         curve of each form counts evidence only while paging holds the GPU up, as the detector does. The engine asks for \
         more than that: at least two jobs with demand and more memory than fits, and turns must be worth their cost; then it tries \
-        turns before it confirms them. So fooled evidence is no false switch; those are counted above."
+        turns before it confirms them. So fooled evidence is no false switch; those are counted above.",
+        counts[1], counts[0]
     ));
     let mut table = Table::new(&[
         "evidence",
@@ -266,7 +280,7 @@ fn curves(page: &mut Page, library: &Library) -> Result<()> {
     ]);
     let mut series = Vec::new();
     for (form, sensors) in FORMS {
-        let (thrash, benign) = (of(Class::Thrash, sensors), of(Class::Benign, sensors));
+        let (thrash, benign) = (of(true, sensors), of(false, sensors));
         for (gate, word) in [(Gate::None, "evidence alone"), (Gate::Stall, "while held up")] {
             let points = curve(&thrash, &benign, &thresholds, gate);
             let Some(own) = points.iter().find(|point| point.threshold == OWN) else { continue };

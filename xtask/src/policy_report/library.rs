@@ -79,10 +79,6 @@ impl Library {
         Ok(Self { entries, known })
     }
 
-    pub(super) fn of(&self, class: Class) -> impl Iterator<Item = &Entry> {
-        self.entries.iter().filter(move |entry| entry.class == class)
-    }
-
     pub(super) fn named(&self, name: &str) -> Result<&Entry> {
         self.entries.iter().find(|entry| entry.name == name).with_context(|| format!("no scenario `{name}`"))
     }
@@ -97,7 +93,7 @@ mod tests {
     fn the_library_has_scenarios_of_every_class_and_none_without_one() {
         let library = Library::load(&root().join("tests/scenarios")).unwrap();
         for class in [Class::Thrash, Class::Benign, Class::Adversarial, Class::Mixed] {
-            assert!(library.of(class).count() >= 5, "{class}");
+            assert!(library.entries.iter().filter(|entry| entry.class == class).count() >= 5, "{class}");
         }
         let dir = tempfile::tempdir().unwrap();
         let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
