@@ -16,7 +16,8 @@ mod crew;
 mod measure;
 mod plan;
 mod report;
-mod stats;
+pub(crate) mod stats;
+mod thrash;
 
 use std::{
     path::{Path, PathBuf},
@@ -31,7 +32,7 @@ use serde_json::{Value, json};
 use self::{
     crew::Setting,
     measure::{Bench, Random},
-    plan::BENCHES,
+    plan::{BENCHES, THRASH},
     report::Rows,
 };
 use crate::cargo;
@@ -42,9 +43,13 @@ use crate::cargo;
 /// something could not be measured, or if a promise was not kept.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// What to measure: launch, kernels, memory, steps, start [default: all].
-    #[arg(value_name = "NAME", value_parser = BENCHES)]
+    /// What to measure: launch, kernels, memory, steps, start [default: all of these]; or thrash, alone.
+    #[arg(value_name = "NAME", value_parser = BENCHES.into_iter().chain([THRASH]).collect::<Vec<_>>())]
     names: Vec<String>,
+    /// With thrash: fill this machine's GPU beyond its memory. An error in the driver's eviction can hang the card
+    /// until the machine is started anew: only on a card of your own.
+    #[arg(long)]
+    allow_oversubscription: bool,
     /// Also measure programs under another preloaded library. Can be given several times.
     #[arg(long, value_name = "NAME=PATH", value_parser = named_path)]
     baseline: Vec<(String, PathBuf)>,
@@ -100,6 +105,9 @@ fn named_path(text: &str) -> Result<(String, PathBuf), String> {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    if args.names.iter().any(|name| name == THRASH) {
+        return thrash::run(args);
+    }
     let binaries = binaries(args)?;
     let out = args.out.clone().unwrap_or_else(|| cargo::root().join("target/gpu-bench"));
     std::fs::create_dir_all(&out).with_context(|| format!("creating {}", out.display()))?;

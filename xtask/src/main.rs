@@ -14,6 +14,7 @@ mod ebpf;
 mod fuzz;
 mod gpu_bench;
 mod pictures;
+mod policy_report;
 mod run_agent;
 mod setup_ebpf;
 mod shim;
@@ -43,6 +44,7 @@ enum Task {
     Fuzz(fuzz::Args),
     GpuBench(gpu_bench::Args),
     Pictures(pictures::Args),
+    PolicyReport(policy_report::Args),
     Test(test::Args),
     Ebpf(ebpf::Args),
     SetupEbpf(setup_ebpf::Args),
@@ -61,6 +63,7 @@ fn main() -> anyhow::Result<()> {
         Task::Fuzz(args) => fuzz::run(&args),
         Task::GpuBench(args) => gpu_bench::run(&args),
         Task::Pictures(args) => pictures::run(&args),
+        Task::PolicyReport(args) => policy_report::run(&args),
         Task::Test(args) => test::run(&args),
         Task::Ebpf(args) => ebpf::run(&args),
         Task::SetupEbpf(args) => setup_ebpf::run(&args),

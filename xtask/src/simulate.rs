@@ -1,6 +1,6 @@
 //! `cargo xtask simulate`: a scenario file, run on the simulated machine in accelerated time.
 
-mod calibrate;
+pub(crate) mod calibrate;
 mod show;
 
 use std::{
@@ -94,7 +94,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn load(path: &Path) -> Result<Scenario> {
+pub(crate) fn load(path: &Path) -> Result<Scenario> {
     let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
     Ok(Scenario::parse(&path.display().to_string(), &text)?)
 }

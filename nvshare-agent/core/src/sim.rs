@@ -25,13 +25,16 @@ mod run;
 mod scenario;
 mod sensors;
 pub mod shadow;
+mod vary;
+mod watch;
 mod work;
 mod world;
 
 pub use policy::PolicyKind;
 pub use preset::GpuModel;
-pub use report::{ClientReport, ModeSwitch, Report};
+pub use report::{ClientReport, ModeSwitch, Report, jain};
 pub use run::{Options, run};
 pub use scenario::{Access, Act, ClientSpec, Event, Pause, Phase, Scenario, ScenarioError};
 pub use sensors::Sensors;
+pub use watch::{Bin, ClientBin, GpuBin, Watched, watch};
 pub use world::Engine as HandoverEngine;

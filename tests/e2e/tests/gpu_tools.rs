@@ -230,3 +230,31 @@ fn the_benchmark_measures_every_arm() -> Result<()> {
     assert!(rows.lines().filter(|row| row.starts_with("launch,launch,shared,")).count() == 3, "{rows}");
     Ok(())
 }
+
+#[test]
+fn two_programs_that_do_not_fit_take_turns_and_are_stopped_or_late_where_they_must_share() -> Result<()> {
+    let binaries = Binaries::of_this_test()?;
+    let output = Command::new(binaries.dir().join("xtask"))
+        .args(["gpu-bench", "thrash", "--simulate", "--json", "--binaries"])
+        .arg(binaries.dir())
+        .output()
+        .context("running xtask gpu-bench thrash")?;
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(output.status.success(), "{errors}");
+    let text = String::from_utf8(output.stdout)?;
+    let outcomes: Value = serde_json::from_str(text.lines().last().context("no JSON")?)?;
+    let of = |mode: &str| {
+        let found = outcomes.as_array().and_then(|all| all.iter().find(|outcome| outcome["mode"] == mode));
+        found.cloned().with_context(|| format!("no outcome of {mode}: {outcomes}"))
+    };
+    let (auto, shared) = (of("auto")?, of("shared")?);
+    let turns = |outcome: &Value| {
+        let decisions = outcome["decisions"].as_array().cloned().unwrap_or_default();
+        decisions.iter().any(|said| said.as_str().is_some_and(|said| said.starts_with("shared -> exclusive")))
+    };
+    assert!(turns(&auto) && auto["stopped"] == false, "{outcomes}");
+    assert!(!turns(&shared), "{outcomes}");
+    let seconds = |outcome: &Value| outcome["makespan_s"].as_f64().context("no makespan");
+    assert!(seconds(&shared)? > seconds(&auto)?, "{outcomes}");
+    Ok(())
+}

@@ -3,6 +3,9 @@
 /// The groups that can be asked for by name.
 pub(super) const BENCHES: [&str; 5] = ["launch", "kernels", "memory", "steps", "start"];
 
+/// Asked for by name only, and alone: two programs that do not fit together.
+pub(super) const THRASH: &str = "thrash";
+
 /// Which program measures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Program {

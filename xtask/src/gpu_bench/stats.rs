@@ -69,7 +69,8 @@ fn variance(values: &[f64]) -> f64 {
     values.iter().map(|value| (value - middle).powi(2)).sum::<f64>() / (values.len() as f64 - 1.0)
 }
 
-pub(super) fn median(values: &[f64]) -> f64 {
+/// The middle value; of an even number, the mean of the two middle ones. NaN of none.
+pub(crate) fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let half = sorted.len() / 2;

@@ -9,15 +9,20 @@ use nvshare_core::sim::{
 use super::load;
 use crate::cargo::root;
 
-const WORKLOADS: [&str; 4] = ["small_50", "small_90", "big_50", "big_90"];
+/// The workloads of the published table.
+pub(crate) const WORKLOADS: [&str; 4] = ["small_50", "small_90", "big_50", "big_90"];
 /// What the exclusive rows must keep to, as the root of the mean square.
-const EXCLUSIVE_LIMIT: f64 = 0.05;
+pub(crate) const EXCLUSIVE_LIMIT: f64 = 0.05;
 /// What the free rows must keep to, as a factor.
-const FREE_LIMIT: f64 = 1.5;
+pub(crate) const FREE_LIMIT: f64 = 1.5;
 /// What hand-over rates must keep to.
-const RATE_LIMIT: f64 = 0.1;
+pub(crate) const RATE_LIMIT: f64 = 0.1;
 
-pub(super) fn run(fit: bool) -> Result<()> {
+/// A workload of the published table and its scenario.
+pub(crate) type Workload = (&'static str, Scenario);
+
+/// The workloads and the published rows.
+pub(crate) fn ground() -> Result<(Vec<Workload>, Vec<Published>)> {
     let scenarios = root().join("tests/scenarios");
     let csv = std::fs::read_to_string(scenarios.join("data/nvshare-thesis-table-12-2.csv"))?;
     let published = calibrate::published(&csv).map_err(|message| anyhow!(message))?;
@@ -25,6 +30,33 @@ pub(super) fn run(fit: bool) -> Result<()> {
     for name in WORKLOADS {
         workloads.push((name, load(&scenarios.join(format!("thesis/{name}.toml")))?));
     }
+    Ok((workloads, published))
+}
+
+/// Error of the exclusive rows that served the fit, or of those that are its check.
+pub(crate) fn exclusive_error(rows: &[Row], fitted: bool) -> f64 {
+    calibrate::rms(rows.iter().filter(move |row| row.published.quantum.is_some() && row.fitted == fitted))
+}
+
+/// By what factor a row is off, in either direction.
+pub(crate) fn factor(row: &Row) -> f64 {
+    let ratio = row.error() + 1.0;
+    ratio.max(1.0 / ratio)
+}
+
+/// The quanta of some rows, in the order of the table; `None` is free sharing.
+pub(crate) fn quanta(rows: &[Row]) -> Vec<Option<u64>> {
+    let mut quanta: Vec<Option<u64>> = Vec::new();
+    for row in rows {
+        if !quanta.contains(&row.published.quantum) {
+            quanta.push(row.published.quantum);
+        }
+    }
+    quanta
+}
+
+pub(super) fn run(fit: bool) -> Result<()> {
+    let (workloads, published) = ground()?;
     if fit {
         search(&workloads, &published);
     }
@@ -34,10 +66,7 @@ pub(super) fn run(fit: bool) -> Result<()> {
         rows.extend(calibrate::rows(scenario, name, &published));
     }
     table(&rows);
-    let exclusive = |fitted: bool| {
-        calibrate::rms(rows.iter().filter(move |row| row.published.quantum.is_some() && row.fitted == fitted))
-    };
-    let (fitted, checked) = (exclusive(true), exclusive(false));
+    let (fitted, checked) = (exclusive_error(&rows, true), exclusive_error(&rows, false));
     println!(
         "exclusive rows: rms {:.1} % where fitted, {:.1} % where checked",
         fitted * 100.0,
@@ -55,7 +84,7 @@ pub(super) fn run(fit: bool) -> Result<()> {
     );
     ensure!(checked <= EXCLUSIVE_LIMIT, "the checked exclusive rows are off by {:.1} % rms", checked * 100.0);
     for row in rows.iter().filter(|row| row.published.quantum.is_none()) {
-        let factor = (row.error() + 1.0).max(1.0 / (row.error() + 1.0));
+        let factor = factor(row);
         ensure!(
             factor <= FREE_LIMIT,
             "free sharing of {} is off by a factor {factor:.2}",
@@ -74,13 +103,7 @@ fn table(rows: &[Row]) {
         print!("{name:>18}");
     }
     println!();
-    let mut quanta: Vec<Option<u64>> = Vec::new();
-    for row in rows {
-        if !quanta.contains(&row.published.quantum) {
-            quanta.push(row.published.quantum);
-        }
-    }
-    for quantum in quanta {
+    for quantum in quanta(rows) {
         print!("{:>9}", quantum.map_or_else(|| "free".to_owned(), |quantum| format!("{quantum} s")));
         for name in WORKLOADS {
             let row = rows.iter().find(|r| r.published.workload == name && r.published.quantum == quantum);

@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// GPU fault entries that a block raises, as measured on an H100 (80,000 in a GiB).
-const FAULTS_PER_BLOCK: u64 = 156;
+pub(crate) const FAULTS_PER_BLOCK: u64 = 156;
 /// Where nothing can be evicted, faults are tried again after this long.
 const RETRY: Nanos = Nanos::millis(10);
 

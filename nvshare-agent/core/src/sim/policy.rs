@@ -13,7 +13,7 @@ mod stock;
 use crate::{
     id::GpuId,
     input::Input,
-    output::{Mode, Output},
+    output::{Mode, Output, View},
     sim::world::World,
     units::Nanos,
 };
@@ -56,4 +56,9 @@ pub(crate) trait Policy {
 
     /// Clients take turns on this GPU.
     fn takes_turns(&self, gpu: usize) -> bool;
+
+    /// What the engine shows of itself.
+    fn view(&self, _now: Nanos) -> Option<View> {
+        None
+    }
 }

@@ -107,6 +107,9 @@ pub(crate) struct Process {
     /// Waits of interactive interest: how long each burst waited for its gate.
     pub(crate) waits: Vec<Nanos>,
     pub(crate) waiting_since: Nanos,
+    /// When the GPU work of the current burst was there to be done, and how long each burst took from then on.
+    pub(crate) burst_began: Nanos,
+    pub(crate) responses: Vec<Nanos>,
     pub(crate) finish: Option<Nanos>,
 }
 
@@ -129,6 +132,8 @@ impl Process {
             waited: Nanos::ZERO,
             waits: Vec::new(),
             waiting_since: Nanos::ZERO,
+            burst_began: Nanos::ZERO,
+            responses: Vec::new(),
             finish: None,
             spec,
         }

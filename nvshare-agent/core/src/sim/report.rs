@@ -128,8 +128,8 @@ fn shown(switch: &Switch) -> ModeSwitch {
     ModeSwitch { t_s: switch.at.as_secs_f64(), from: *from, to: *to, reason: reason.clone() }
 }
 
-/// (Σx)² ÷ (n·Σx²).
-fn jain(shares: &[f64]) -> Option<f64> {
+/// Jain's index of fairness, (Σx)² ÷ (n·Σx²); `None` of nothing.
+pub fn jain(shares: &[f64]) -> Option<f64> {
     let (sum, squares) = shares.iter().fold((0.0, 0.0), |(sum, squares), x| (sum + x, squares + x * x));
     (squares > 0.0).then(|| sum * sum / (shares.len() as f64 * squares))
 }

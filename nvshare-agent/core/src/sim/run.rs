@@ -9,6 +9,7 @@ use crate::{
         report::{Report, Switch},
         scenario::{Act, Event, Scenario},
         sensors::{BIN, Sensors},
+        watch::{Bin, Felt},
         world::{Engine, World, gpu_of, process_of},
     },
     units::{Bytes, Nanos},
@@ -57,7 +58,7 @@ pub(crate) struct Run<'a> {
     options: &'a Options,
     pub(crate) world: World,
     /// `None` while the agent is dead.
-    policy: Option<Box<dyn Policy>>,
+    pub(crate) policy: Option<Box<dyn Policy>>,
     agenda: Vec<(Nanos, Due)>,
     next_due: usize,
     next_bin: Nanos,
@@ -67,6 +68,10 @@ pub(crate) struct Run<'a> {
     pub(crate) handover_blocks: u64,
     /// Blocks moved on each GPU when it last began to take turns.
     turns_began: Vec<Option<u64>>,
+    /// Somebody looks at every bin.
+    pub(crate) watched: bool,
+    /// The bin that has just been closed, until it is looked at.
+    pub(crate) bin: Option<Bin>,
 }
 
 /// Runs a scenario. `progress` is told the simulated time now and then.
@@ -97,6 +102,8 @@ impl<'a> Run<'a> {
             false_detections: 0,
             handover_blocks: 0,
             turns_began: vec![None; gpus],
+            watched: false,
+            bin: None,
         };
         run.start_agent();
         run
@@ -110,13 +117,18 @@ impl<'a> Run<'a> {
                 progress(self.world.now);
             }
         }
+        self.close();
+    }
+
+    /// Books what is still under way.
+    pub(crate) fn close(&mut self) {
         for gpu in 0..self.turns_began.len() {
             self.note_turns(gpu, false);
         }
     }
 
     /// Goes on to the next event; false once there is nothing left to wait for.
-    fn step(&mut self) -> bool {
+    pub(crate) fn step(&mut self) -> bool {
         self.do_due();
         self.tell();
         if self.world.now >= LIMIT || (self.world.alive.is_empty() && !self.more_to_start()) {
@@ -141,8 +153,10 @@ impl<'a> Run<'a> {
         self.tell();
         if self.world.now >= self.next_bin {
             self.next_bin += BIN;
+            let felt = self.watched.then(|| Felt::of(&self.world));
             self.world.sample(self.options.sensors);
             self.tell();
+            self.bin = felt.map(|felt| Bin::new(self, felt));
         }
         if self.deadline.is_some_and(|at| at <= self.world.now) {
             self.deadline = None;
@@ -201,9 +215,7 @@ impl<'a> Run<'a> {
     fn stop_agent(&mut self) {
         self.policy = None;
         self.deadline = None;
-        for gpu in 0..self.turns_began.len() {
-            self.note_turns(gpu, false);
-        }
+        self.close();
         for index in self.world.alive.clone() {
             for gpu in self.world.processes[index].spec.gpus.clone() {
                 self.world.open(index, gpu);
@@ -252,7 +264,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn carry_out(&mut self) {
+    pub(crate) fn carry_out(&mut self) {
         loop {
             let Some(policy) = &mut self.policy else { return };
             match policy.poll(&self.world) {

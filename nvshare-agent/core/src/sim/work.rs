@@ -42,6 +42,7 @@ impl World {
     }
 
     pub(crate) fn begin_gpu_work(&mut self, index: usize) {
+        self.processes[index].burst_began = self.now;
         let state = if self.processes[index].may_run() { State::Runs } else { State::Gated };
         self.set_state(index, state);
     }
@@ -95,7 +96,9 @@ impl World {
     }
 
     fn end_burst(&mut self, index: usize) {
-        if self.processes[index].work < self.processes[index].total() {
+        let process = &mut self.processes[index];
+        process.responses.push(self.now.since(process.burst_began));
+        if process.work < process.total() {
             self.begin_burst(index);
             self.settle_drains(index);
         } else {

@@ -3,7 +3,7 @@
 use crate::{
     engine::{self, Config, Handover},
     input::Input,
-    output::{Mode, Output, Poll},
+    output::{Mode, Output, Poll, View},
     reason::Reason,
     sim::{
         policy::{Change, Policy, Step},
@@ -52,5 +52,9 @@ impl Policy for Auto {
 
     fn takes_turns(&self, gpu: usize) -> bool {
         self.modes.get(gpu).is_some_and(|&mode| mode != Mode::Shared)
+    }
+
+    fn view(&self, now: Nanos) -> Option<View> {
+        Some(self.engine.view(now))
     }
 }
