@@ -30,7 +30,8 @@ const QUIET_PROVISIONAL: u32 = 1;
 const QUIET_CONFIRMED: u32 = 2;
 /// The most quiet rotations that are ever asked for.
 pub(crate) const QUIET_MAX: u32 = 8;
-/// A trial whose rotations are neither quiet nor telling, or cannot be judged, is confirmed after this many in a row.
+/// A trial is over after this many rotations in a row that were not quiet. It is confirmed if they cannot be judged
+/// or moved much; what moves little is no conflict, and leaves it open.
 const UNDECIDED_MAX: u32 = 4;
 /// A confirmed conflict is given this many hand-over costs before anything but certainty ends it.
 const DWELL_COSTS: u64 = 10;
@@ -270,24 +271,21 @@ impl Plan {
         if turns.quiet >= self.quiet_needed(turns.stage) && dwelt {
             return Verdict::LeaveQuiet { rotations: turns.quiet };
         }
-        if turns.stage == Stage::Confirmed
-            && dwelt
-            && certain
-            && bounds.high <= capacity.per_mille(crate::packing::FILL_MILLI)
-        {
+        // A trial that nothing has decided may end like turns that are confirmed.
+        let long = turns.stage == Stage::Confirmed || turns.rotations > UNDECIDED_MAX;
+        if long && dwelt && certain && bounds.high <= capacity.per_mille(crate::packing::FILL_MILLI) {
             return Verdict::LeaveBounds;
         }
-        let telling = turns.rotations >= 2
-            && rotated.brought > capacity.per_mille(CONFIRM_MILLI)
-            && turns.brought > capacity.per_mille(TURNOVER_MILLI);
-        let undecided = turns.unsettled >= UNDECIDED_MAX;
+        let much = rotated.brought > capacity.per_mille(CONFIRM_MILLI);
+        let telling = turns.rotations >= 2 && much && turns.brought > capacity.per_mille(TURNOVER_MILLI);
+        let undecided = turns.unsettled >= UNDECIDED_MAX && (much || !rotated.known);
         if turns.stage == Stage::Provisional && (telling || undecided) {
             if let Phase::Turns(turns) = &mut self.phase {
                 turns.stage = Stage::Confirmed;
             }
             return Verdict::Confirm;
         }
-        if turns.stage == Stage::Confirmed
+        if long
             && dwelt
             && bounds.low <= capacity
             && let Some(length) = self.backoff.probe_due(now, turns.since, cost)
@@ -352,6 +350,18 @@ mod tests {
         assert!(plan.telling(Bytes::mib(100), CAPACITY));
         assert_eq!(plan.stage(), Some(Stage::Confirmed));
         assert!(!plan.telling(Bytes::mib(100), CAPACITY), "once");
+    }
+
+    #[test]
+    fn rotations_that_move_little_confirm_nothing_and_leave_it_to_a_probe() {
+        let mut plan = Plan::new();
+        plan.alarm(Nanos::ZERO);
+        let little = |plan: &mut Plan, at| plan.rotated(at, moved(Bytes::mib(40)), GREY, CAPACITY, COST);
+        for _ in 0..4 {
+            assert_eq!(little(&mut plan, Nanos::SECOND), Verdict::Stay);
+        }
+        assert!(matches!(little(&mut plan, Nanos::seconds(60)), Verdict::Probe { .. }));
+        assert_eq!(plan.stage(), Some(Stage::Provisional));
     }
 
     #[test]
