@@ -11,10 +11,11 @@ const GIB: u64 = 1 << 30;
 
 /// The bins of the trace; its other lines are the engine's, which may decide otherwise today.
 fn bins() -> Vec<RawBin> {
-    let lines = TRACE.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let lines =
+        TRACE.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("a line of JSON"));
     lines
         .filter_map(|mut line| line.get_mut("bin").map(serde_json::Value::take))
-        .map(|bin| serde_json::from_value(bin).unwrap())
+        .map(|bin| serde_json::from_value(bin).expect("a bin of the sensors"))
         .collect()
 }
 

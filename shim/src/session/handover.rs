@@ -363,8 +363,8 @@ impl Handovers {
         workers.stop(slot);
         // Its kernels will have memory brought back that nobody reports.
         state.memory.residency.displaced(slot, true, false);
-        let waited = if ticket.is_some() { sys::now_ns() - back.began_ns } else { 0 };
-        self.open(slot, &back, (0, waited), link)
+        let shut_ns = if ticket.is_some() { sys::now_ns() - back.began_ns } else { 0 };
+        self.open(slot, &back, (0, shut_ns), link)
     }
 
     /// The program runs, after so many bytes and nanoseconds.

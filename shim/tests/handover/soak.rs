@@ -1,5 +1,6 @@
 //! Many hand-overs under a program that allocates, writes, frees and forks at random, with failures at random: never a wrong
 //! word, never a signal.
+#![expect(clippy::print_stdout, reason = "figures for whoever reads the tests")]
 
 use std::{
     sync::{
@@ -221,6 +222,7 @@ fn body(seed: u64) {
 
 /// One kind of trouble: hand-overs, moved bytes, and what the program did.
 fn soak(test: &str, by: &str, fail: Option<&str>, hand_overs: u64, seed: u64) {
+    println!("seed {seed}");
     let host = Host::new("256MiB");
     let mut agent = ScriptedAgent::new(host.home(), "run");
     let seed_text = seed.to_string();
@@ -274,7 +276,7 @@ fn soak(test: &str, by: &str, fail: Option<&str>, hand_overs: u64, seed: u64) {
     });
     let did = program.ask("stop");
     println!(
-        "seed {seed}, {by}, failing {fail:?}: {drained} drained of {hand_overs}, {} MiB out, {} MiB back; checks, frees, forks: {did}",
+        "{by}, failing {fail:?}: {drained} drained of {hand_overs}, {} MiB out, {} MiB back; checks, frees, forks: {did}",
         out / MIB,
         back / MIB
     );

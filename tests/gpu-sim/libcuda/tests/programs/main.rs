@@ -179,8 +179,8 @@ fn what_the_gpu_reads_and_writes_in_a_protected_window_is_right() {
         // SAFETY: managed memory, readable by the program, idle.
         let seen = [0, words - 1].map(|at| unsafe { (block as *const u32).add(at as usize).read_volatile() });
         assert_eq!(seen, [9, 7]);
-        // SAFETY: as in `pushed_out_under_protection`.
         assert_eq!(
+            // SAFETY: as in `pushed_out_under_protection`.
             unsafe { libc::mprotect(block as *mut c_void, bytes, libc::PROT_READ | libc::PROT_WRITE) },
             0
         );
