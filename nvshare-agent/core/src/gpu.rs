@@ -14,27 +14,26 @@ use crate::{
     lease::Answered,
     member::Member,
     output::PlanChange,
-    packing::{self, FILL_MILLI, Item},
-    plan::{Bounds, Plan, Stage},
-    quantum::{self, Pace},
+    packing::FILL_MILLI,
+    plan::{Bounds, Plan},
+    quantum::Pace,
     reason::Reason,
     rotation::Rotation,
     turn::Turn,
     units::{Bytes, Nanos},
 };
 
+mod cost;
 pub(crate) mod felt;
 mod gates;
 mod sample;
+mod sets;
 mod view;
 
 use gates::Gates;
 
 /// An automatic decision to take turns is withdrawn when no byte counter was readable for this long.
 const BLIND_AFTER: Nanos = Nanos::seconds(10);
-/// A set whose clients pushed each other out is not joined again for this long.
-const APART: Nanos = Nanos::seconds(3600);
-
 /// What a job has on this GPU.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct JobHere {
@@ -145,14 +144,6 @@ impl Gpu {
         self.members.insert(client, member);
         self.index_gate(client);
         self.give_set(job);
-    }
-
-    /// A job that can be revoked has its place in some set.
-    pub(crate) fn give_set(&mut self, job: JobId) {
-        let takes_turns = self.plan.takes_turns() && self.jobs.contains_key(&job);
-        if takes_turns && !self.sets.iter().any(|set| set.contains(&job)) {
-            self.sets.push(vec![job]);
-        }
     }
 
     /// Takes a client out; true if it was the last of its job.
@@ -270,99 +261,6 @@ impl Gpu {
         jobs.iter().any(|job| self.wanting.contains(job))
     }
 
-    /// Who moves memory now.
-    pub(crate) fn mover(&self) -> Handover {
-        if self.plan.certifies() { Handover::Demand } else { self.handover }
-    }
-
-    /// What handing the GPU to a client costs now.
-    pub(crate) fn member_cost(&self, member: &Member) -> Option<Nanos> {
-        member.cost.measured(self.mover()).or_else(|| self.estimated_cost(member))
-    }
-
-    fn estimated_cost(&self, member: &Member) -> Option<Nanos> {
-        let rate = match (self.mover(), self.paging_rate) {
-            (Handover::Demand, Some(paging)) => (paging + paging).min(self.link_rate),
-            (Handover::Demand | Handover::Shim, _) => self.link_rate,
-        };
-        quantum::estimated_cost(member.working_set_high(), self.capacity, rate)
-    }
-
-    /// What handing the GPU to a set costs, if anything is known of that. Who was measured was so beside the others
-    /// of its set; what is estimated adds up.
-    fn known_set_cost(&self, jobs: &[JobId]) -> Option<Nanos> {
-        let (mut measured, mut estimated) = (None, None);
-        for (_, member) in jobs.iter().flat_map(|&job| self.of_job(job)) {
-            if let Some(cost) = member.cost.measured(self.mover()) {
-                measured = measured.max(Some(cost));
-            } else if let Some(cost) = self.estimated_cost(member) {
-                estimated = Some(estimated.unwrap_or_default() + cost);
-            }
-        }
-        measured.max(estimated)
-    }
-
-    /// What handing the GPU to a set costs.
-    pub(crate) fn set_cost(&self, jobs: &[JobId]) -> Nanos {
-        self.known_set_cost(jobs).unwrap_or_default()
-    }
-
-    /// Looks anew at what a hand-over costs at most, among those that have memory here.
-    pub(crate) fn refresh_cost(&mut self) {
-        let with_memory = self.members.values().filter(|member| member.managed > Bytes::ZERO);
-        let alone = with_memory.filter_map(|member| self.member_cost(member)).max();
-        let sets = self.sets.iter().filter_map(|set| self.known_set_cost(set)).max();
-        self.cost = alone.max(sets);
-    }
-
-    pub(crate) fn cost_or_zero(&self) -> Nanos {
-        self.cost.unwrap_or_default()
-    }
-
-    fn derived_quantum(&self, config: &Config) -> Nanos {
-        quantum::derived(self.cost, config.overhead_milli, config.quantum_max, false)
-    }
-
-    pub(crate) fn quantum(&self, config: &Config, fixed: Option<Nanos>) -> Nanos {
-        if let Some(fixed) = fixed {
-            fixed.max(quantum::FIXED_MIN)
-        } else if self.plan.hurries() {
-            quantum::derived(self.cost, config.overhead_milli, config.quantum_max, true)
-        } else {
-            self.pace.quantum(self.derived_quantum(config), self.cost_or_zero(), config.quantum_max)
-        }
-    }
-
-    /// Somebody who uses the GPU shortly waited too long.
-    pub(crate) fn hurt(&mut self, config: &Config) {
-        self.pace.hurt(self.derived_quantum(config));
-    }
-
-    /// A rotation is complete: the quantum adapts, and it is learned how well gaps are used.
-    pub(crate) fn adapt(&mut self, config: &Config) {
-        if !self.plan.hurries() {
-            self.pace.rotated(self.derived_quantum(config), self.cost_or_zero(), config.quantum_max);
-        }
-        if let Some(used) =
-            (u128::from(self.rotation_used.0) * 1000).checked_div(u128::from(self.rotation_time.0))
-        {
-            let duties = self.duties(self.members.keys().copied(), 0);
-            let (cost, quantum) = (self.cost_or_zero(), self.quantum(config, None));
-            self.gaps.learn(&duties, cost, quantum, used as u64);
-        }
-        (self.rotation_time, self.rotation_used) = (Nanos::ZERO, Nanos::ZERO);
-    }
-
-    /// How much of the GPU each job of these clients would use alone, in thousandths.
-    fn duties(&self, clients: impl Iterator<Item = ClientId>, stall: u64) -> Vec<u64> {
-        let mut jobs: BTreeMap<JobId, u64> = BTreeMap::new();
-        for member in clients.filter_map(|id| self.members.get(&id)) {
-            let duty = jobs.entry(member.job).or_default();
-            *duty = (*duty + member.rhythm.duty_milli(stall)).min(1000);
-        }
-        jobs.into_values().collect()
-    }
-
     /// Whether it is time to take turns, and why.
     pub(crate) fn thrash(&mut self, now: Nanos, config: &Config) -> Option<Reason> {
         let alarm = self.detector.alarm()?;
@@ -431,78 +329,6 @@ impl Gpu {
             high: with_memory().map(Member::working_set_high).sum(),
             by_block: with_memory().all(|member| member.resident.is_some()),
         }
-    }
-
-    /// The sets that working sets allow now; an operator's exclusive mode is one job at a time.
-    fn packed(&self, now: Nanos) -> Vec<Vec<JobId>> {
-        let jobs = || self.jobs.keys().copied().filter(|job| !self.exempt.contains(job));
-        if self.plan.stage() == Some(Stage::Ordered) {
-            return jobs().map(|job| vec![job]).collect();
-        }
-        let items: Vec<Item> = jobs()
-            .map(|job| Item {
-                job,
-                size: self.working_set(job),
-                alone: self.jobs.get(&job).is_some_and(|here| now < here.alone_until),
-                interactive: self.interactive(job, now),
-            })
-            .collect();
-        let taken: Bytes = self.exempt.iter().map(|&job| self.working_set(job)).sum();
-        packing::pack(&items, self.capacity - taken)
-    }
-
-    /// Packs jobs anew. Only at rotation boundaries, or where there is no rotation under way.
-    pub(crate) fn repack(&mut self, now: Nanos) {
-        self.sets = self.packed(now);
-        self.fewer = 0;
-    }
-
-    /// At a rotation boundary: packs anew if some set does not fit any more, or if fewer sets have been possible
-    /// twice in a row. Says why, if it did.
-    pub(crate) fn repack_if_better(&mut self, now: Nanos) -> Option<Reason> {
-        let packed = self.packed(now);
-        let size = |set: &Vec<JobId>| set.iter().map(|&job| self.working_set(job)).sum::<Bytes>();
-        let overfull = self.sets.iter().any(|set| set.len() > 1 && size(set) > self.capacity);
-        let largest = packed.iter().map(size).max().unwrap_or_default();
-        self.fewer = if packed.len() < self.sets.len() { self.fewer + 1 } else { 0 };
-        if packed == self.sets || !(overfull || self.fewer >= 2) {
-            return None;
-        }
-        let before = std::mem::replace(&mut self.sets, packed).len() as u32;
-        self.fewer = 0;
-        Some(Reason::Repacked { before, now: self.sets.len() as u32, largest, capacity: self.capacity })
-    }
-
-    /// The jobs of a set pushed each other out: each is a set of its own for a while.
-    pub(crate) fn split(&mut self, jobs: &[JobId], now: Nanos) {
-        for job in jobs {
-            if let Some(here) = self.jobs.get_mut(job) {
-                here.alone_until = now + APART;
-            }
-        }
-        self.repack(now);
-    }
-
-    /// A job came to be on several GPUs: it takes its turns alone from here on.
-    pub(crate) fn isolate(&mut self, job: JobId) {
-        let Some(here) = self.jobs.get_mut(&job) else { return };
-        here.alone_until = Nanos(u64::MAX);
-        if self.sets.iter().any(|set| set.len() > 1 && set.contains(&job)) {
-            for set in &mut self.sets {
-                set.retain(|&other| other != job);
-            }
-            self.sets.retain(|set| !set.is_empty());
-            self.sets.push(vec![job]);
-        }
-        for turn in [&mut self.turn, &mut self.interrupted].into_iter().flatten() {
-            if turn.jobs.len() > 1 {
-                turn.jobs.retain(|&other| other != job);
-            }
-        }
-    }
-
-    pub(crate) fn has_sets(&self) -> bool {
-        self.sets.iter().any(|set| set.len() > 1)
     }
 
     /// Begins to take turns.
