@@ -417,7 +417,7 @@ mod tests {
             next: "nothing".to_owned(),
         };
         let expected = "  clients use 1.00 GiB to 2.00 GiB of their memory together; a hand-over is taken to cost 1.25 s\n  \
-                        turns: 1+2, 3; now: 3\n  \
+                        turns: c1+c2, c3; now: c3\n  \
                         reckoned use of the GPU: 5 % side by side, 90 % in turns\n  \
                         time lost to waiting for memory: 88 % before the last turns, 4 % in them; clients got on 7.2 times as fast\n  \
                         next: nothing\n";
