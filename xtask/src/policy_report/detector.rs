@@ -58,7 +58,7 @@ fn delays(page: &mut Page, library: &Library, runs: &[Runs]) {
         for ((form, sensors), all) in FORMS.iter().zip(&mut all) {
             let delay = runs.auto(*sensors).report.detection_delay_s;
             all.push(delay.unwrap_or(f64::INFINITY));
-            cells.push(delay.map_or_else(|| "never".to_owned(), milliseconds));
+            cells.push(milliseconds(delay.unwrap_or(f64::INFINITY)));
             let key = format!("delay, worst ({form}): {}", entry.name);
             let found = delay.unwrap_or(f64::INFINITY);
             page.bounds.push(Bound::at_most(key, "from onset to turns", found, WORST_LIMIT, milliseconds));

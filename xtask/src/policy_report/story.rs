@@ -117,7 +117,7 @@ pub(super) fn section(page: &mut Page) -> Result<()> {
     });
     page.heading("A story of thrash and recovery");
     page.paragraph(&format!(
-        "`{FILE}`: two jobs of 14 GiB share a card of 31 GiB (RTX 5090). At 15 s a third one joins, and they begin to evict each \
+        "`{FILE}`: two jobs of 12 GiB share a card of 31 GiB (RTX 5090). At 15 s a third one joins, and they begin to evict each \
         other. nvshare lets them take turns until the third has ended; then the others share again."
     ));
     page.picture(

@@ -49,7 +49,11 @@ pub(super) fn seconds(value: f64) -> String {
     if value < 10.0 { format!("{value:.2} s") } else { format!("{value:.1} s") }
 }
 
+/// What never happens takes infinitely long.
 pub(super) fn milliseconds(value: f64) -> String {
+    if value.is_infinite() {
+        return "never".to_owned();
+    }
     format!("{:.0} ms", value * 1e3)
 }
 
