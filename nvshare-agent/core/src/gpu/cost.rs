@@ -31,10 +31,11 @@ impl Gpu {
     }
 
     /// What handing the GPU to a set costs, if anything is known of that. Who was measured was so beside the others
-    /// of its set; what is estimated adds up.
+    /// of its set; what is estimated adds up. Who has no memory here says nothing about it.
     fn known_set_cost(&self, jobs: &[JobId]) -> Option<Nanos> {
         let (mut measured, mut estimated) = (None, None);
-        for (_, member) in jobs.iter().flat_map(|&job| self.of_job(job)) {
+        let members = jobs.iter().flat_map(|&job| self.of_job(job)).map(|(_, member)| member);
+        for member in members.filter(|member| member.managed > Bytes::ZERO) {
             if let Some(cost) = member.cost.measured(self.mover()) {
                 measured = measured.max(Some(cost));
             } else if let Some(cost) = self.estimated_cost(member) {
