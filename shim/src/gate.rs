@@ -246,11 +246,14 @@ pub(crate) fn is_closed(slot: usize) -> bool {
 
 /// Opens the gate and wakes who waits there. Whoever opens it makes the program's memory writable first.
 pub(crate) fn open(slot: usize) {
-    state::get().memory.residency.lift(slot);
+    let residency = &state::get().memory.residency;
+    residency.lift(slot);
     let gate = &GATES[slot];
     if gate.word.open() {
         sys::futex_wake_all(&gate.word.0);
     }
+    // A thread that waits may open it just when the session allows protection: whoever is later finds the other.
+    residency.lift(slot);
 }
 
 /// Opens every gate; whether any was closed.

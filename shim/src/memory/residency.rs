@@ -23,7 +23,7 @@ use std::{
     ops::Range,
     sync::{
         Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, Ordering, fence},
     },
     time::Duration,
 };
@@ -295,10 +295,17 @@ impl Residency {
         Some(window)
     }
 
-    /// From here on windows may be protected, until somebody lifts it all. The gate is closed.
-    pub(crate) fn allow_protection(&self, slot: usize) {
+    /// From here on windows may be protected, until somebody lifts it all; `false` if the gate, as `is_closed` says of it, is not
+    /// closed. Whoever opens the gate lifts afterwards as well, so one of the two sees the other.
+    pub(crate) fn may_protect_while(&self, slot: usize, is_closed: impl FnOnce() -> bool) -> bool {
         self.lock().parts[slot].may_protect = true;
         self.is_protecting.store(true, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        let may = is_closed();
+        if !may {
+            self.lift(slot);
+        }
+        may
     }
 
     /// Protects the blocks of the window under way against being written to by the processor: whole, so that their mappings stay

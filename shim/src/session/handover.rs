@@ -302,6 +302,7 @@ impl Handovers {
         };
         let direction = Direction::Out;
         if planned >= PIECE
+            && state.memory.residency.may_protect_while(slot, || gate::is_closed(slot))
             && let Some(ticket) = workers.begin(slot, Order::Move(Move { direction, bytes: planned }))
         {
             let drain_ns = sys::now_ns() - revocation.began_ns;
@@ -310,6 +311,7 @@ impl Handovers {
             self.phases[slot] = Phase::Leaving(Departure { revocation, drain_ns, planned }, ticket);
             return Ok(());
         }
+        state.memory.residency.lift(slot);
         self.finish(slot, &revocation, DrainOutcome::Drained, link)
     }
 

@@ -102,10 +102,6 @@ pub(super) fn carry_out(
     let residency = &state.memory.residency;
     let (began_ns, mut begun) = (sys::now_ns(), Some(begun));
     let (mut left, mut moved) = (order.bytes, 0);
-    if by == Mover::Protected && order.direction == Direction::Out {
-        // The session has closed the gate, and opens it only past `lift`; `stop` is set before that.
-        residency.allow_protection(slot);
-    }
     while by != Mover::Demand && !stop.load(Ordering::SeqCst) {
         let Some(window) = residency.take(slot, order.direction, left.min(WINDOW)) else { break };
         let outcome = move_window(state, slot, &window, order.direction, by);

@@ -205,8 +205,9 @@ fn protection_covers_the_blocks_of_a_window_and_goes_by_whoever_comes_first() {
     let writable = || [base, base + 3 * PIECE, base + 4 * PIECE].map(sys::may_be_written);
     assert!(ledger.take(0, Direction::Out, PIECE).is_some());
     assert!(!ledger.protect(0), "nobody said that the gate is closed");
+    assert!(!ledger.may_protect_while(0, || false) && !ledger.protect(0), "it was opened just then");
     assert_eq!(writable(), [true; 3]);
-    ledger.allow_protection(0);
+    assert!(ledger.may_protect_while(0, || true));
     assert!(ledger.protect(0));
     assert_eq!(writable(), [false, false, true], "whole blocks, and no others");
     ledger.settle(0, true);
@@ -222,7 +223,7 @@ fn protection_covers_the_blocks_of_a_window_and_goes_by_whoever_comes_first() {
     assert_eq!(writable(), [true; 3]);
     ledger.settle(0, true);
 
-    ledger.allow_protection(0);
+    assert!(ledger.may_protect_while(0, || true));
     ledger.displaced(0, true, true);
     assert_eq!(moved(&ledger, Direction::In, ALL), 0);
     assert!(ledger.take(0, Direction::Out, 8 * PIECE).is_some());
@@ -239,7 +240,7 @@ fn protection_covers_the_blocks_of_a_window_and_goes_by_whoever_comes_first() {
 fn addresses_that_are_gone_are_not_protected_and_stop_nothing() {
     let ledger = two_blocks();
     assert!(ledger.take(0, Direction::Out, ALL).is_some());
-    ledger.allow_protection(0);
+    assert!(ledger.may_protect_while(0, || true));
     assert!(!ledger.protect(0), "nothing is mapped there");
     ledger.settle(0, false);
     ledger.lift(0);
