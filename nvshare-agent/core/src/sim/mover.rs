@@ -3,6 +3,9 @@
 //! Whoever leaves pushes out at most the shortfall it was told, once its work has drained; whoever comes brings
 //! back what it held when its gate last closed. The two overlap: what comes waits for the room that what
 //! leaves makes, chunk by chunk. Where nothing is left to wait for, the driver evicts.
+//!
+//! **Stricter than the shim.** A gate opens when all that was asked for is back, the shim's after its first window; and who is
+//! revoked before that brings back next time only what it had got. So turns shorter than a hand-over come out worse here.
 
 use std::collections::VecDeque;
 
