@@ -258,13 +258,13 @@ impl fmt::Display for MetricsListen {
 pub enum ConfigError {
     /// The file cannot be read.
     #[error(
-        "cannot read the configuration file {path}: {source}; give another with --config, or leave it out to use the defaults"
+        "cannot read the configuration file {path}: {why}; give another with --config, or leave it out to use the defaults"
     )]
     Read {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        why: std::io::Error,
     },
     /// The text is not a valid configuration.
     #[error("{path}:{line}:{column}: {message}")]
@@ -283,8 +283,8 @@ pub enum ConfigError {
 impl Config {
     /// Reads and checks a file.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let text =
+            std::fs::read_to_string(path).map_err(|why| ConfigError::Read { path: path.to_owned(), why })?;
         Self::parse(path, &text)
     }
 

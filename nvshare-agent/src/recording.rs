@@ -84,12 +84,12 @@ pub struct Step {
 #[derive(Debug, thiserror::Error)]
 pub enum RecordingError {
     /// The file.
-    #[error("cannot use the recording {path}: {source}")]
+    #[error("cannot use the recording {path}: {why}")]
     File {
         /// Which.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        why: std::io::Error,
     },
     /// The file is empty or begins with something else.
     #[error(
@@ -105,14 +105,14 @@ pub enum RecordingError {
         format: String,
     },
     /// A line cannot be understood.
-    #[error("{path}:{line}: {source}; the recording may be of another version of nvshare-agent")]
+    #[error("{path}:{line}: {why}; the recording may be of another version of nvshare-agent")]
     Line {
         /// The file.
         path: PathBuf,
         /// Which line, from 1.
         line: usize,
         /// Why.
-        source: serde_json::Error,
+        why: serde_json::Error,
     },
     /// What the sensors said does not give what the engine was told.
     #[error(
@@ -164,7 +164,7 @@ pub struct Recorder {
 impl Recorder {
     /// Creates the file.
     pub fn create(path: &Path, config: &Config) -> Result<Self, RecordingError> {
-        let failed = |source| RecordingError::File { path: path.to_owned(), source };
+        let failed = |why| RecordingError::File { path: path.to_owned(), why };
         let mut file = BufWriter::new(File::create(path).map_err(failed)?);
         write_line(&mut file, &Head::from_start(config)).map_err(failed)?;
         let (line_tx, line_rx) = mpsc::channel::<Line>();
@@ -236,7 +236,7 @@ struct Replay {
 ///
 /// A last line that is cut off, as a killed agent leaves it, ends the replay without an error.
 pub fn replay(path: &Path) -> Result<Replayed, RecordingError> {
-    let failed = |source| RecordingError::File { path: path.to_owned(), source };
+    let failed = |why| RecordingError::File { path: path.to_owned(), why };
     let mut lines = BufReader::new(File::open(path).map_err(failed)?).lines();
     let first = lines.next().ok_or_else(|| RecordingError::Format(path.to_owned()))?.map_err(failed)?;
     let engine = first_engine(path, &first)?;
@@ -250,7 +250,7 @@ pub fn replay(path: &Path) -> Result<Replayed, RecordingError> {
             Ok(Line::Bin(bin)) => replay.bin(&bin),
             Ok(Line::Step(recorded)) => replay.step(path, line, &recorded)?,
             Err(error) if error.is_eof() && lines.peek().is_none() => break,
-            Err(source) => return Err(RecordingError::Line { path: path.to_owned(), line, source }),
+            Err(why) => return Err(RecordingError::Line { path: path.to_owned(), line, why }),
         }
     }
     Ok(replay.done)

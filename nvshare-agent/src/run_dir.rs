@@ -33,20 +33,20 @@ pub enum RunDirError {
     )]
     Taken(PathBuf),
     /// The system.
-    #[error("{what} {path}: {source}; choose a directory you may write to with --run-dir or NVSHARE_RUN_DIR")]
+    #[error("{what} {path}: {why}; choose a directory you may write to with --run-dir or NVSHARE_RUN_DIR")]
     System {
         /// What was tried.
         what: &'static str,
         /// On what.
         path: PathBuf,
         /// Why it failed.
-        source: io::Error,
+        why: io::Error,
     },
 }
 
 fn system(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RunDirError {
     let path = path.to_owned();
-    move |source| RunDirError::System { what, path, source }
+    move |why| RunDirError::System { what, path, why }
 }
 
 impl RunDir {

@@ -9,63 +9,21 @@ Ends with 0 if every check held, else 1; each check prints the figures it went b
 
 import argparse
 import json
-import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 from agent import Agent
+from program import Program, Report, ground
 
 WORKER = Path(__file__).with_name("worker.py")
 
 
-class Worker:
+def started(binaries, run_dir, name):
     """A PyTorch program under the shim."""
-
-    def __init__(self, binaries, run_dir, name, shim=True):
-        env = dict(os.environ, NVSHARE_RUN_DIR=str(run_dir), NVSHARE_LOG="info", PYTHONUNBUFFERED="1")
-        if shim:
-            env["LD_PRELOAD"] = str(binaries / "libnvshare.so")
-        self.name = name
-        self.log = open(run_dir / f"{name}.log", "w")
-        self.process = subprocess.Popen(
-            [sys.executable, str(WORKER)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, env=env,
-        )
-        self.ready = self.answer()
-
-    def send(self, *words):
-        self.process.stdin.write(" ".join(str(w) for w in words) + "\n")
-        self.process.stdin.flush()
-
-    def answer(self):
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{self.name} ended: {Path(self.log.name).read_text()[-2000:]}")
-        answer = json.loads(line)
-        if "error" in answer:
-            raise RuntimeError(f"{self.name}: {answer['error']}")
-        return answer
-
-    def do(self, *words):
-        self.send(*words)
-        return self.answer()
-
-    def quit(self):
-        self.process.stdin.close()
-        return self.process.wait(timeout=60)
-
-
-class Report:
-    def __init__(self):
-        self.checks = []
-
-    def check(self, name, held, **figures):
-        self.checks.append({"check": name, "held": bool(held), **figures})
-        print(f"{'PASS' if held else 'FAIL'}  {name}: " + ", ".join(f"{k}={v}" for k, v in figures.items()), flush=True)
+    return Program(WORKER, name, run_dir, binaries, run_dir).begun()
 
 
 def delta(after, before, field):
@@ -86,7 +44,7 @@ def runs(a, b):
 
 
 def counters(report, agent, binaries, run_dir, gib):
-    worker = Worker(binaries, run_dir, "counters")
+    worker = started(binaries, run_dir, "counters")
     size = int(gib * 2**30)
     before = agent.settled(worker)
     fresh = worker.do("fresh", gib)
@@ -132,7 +90,7 @@ def counters(report, agent, binaries, run_dir, gib):
 
 
 def side_by_side(report, agent, binaries, run_dir, gib):
-    a, b = (Worker(binaries, run_dir, name) for name in ("a", "b"))
+    a, b = (started(binaries, run_dir, name) for name in ("a", "b"))
     for worker in (a, b):
         worker.do("fresh", gib)
     for worker in (a, b):
@@ -187,7 +145,7 @@ def thrash(report, binaries, run_dir, gib):
     """
     agent = Agent(binaries, run_dir, f'[gpu]\nusable_memory = "{1.5 * gib} GiB"\n')
     try:
-        a, b = (Worker(binaries, run_dir, name) for name in ("thrash-a", "thrash-b"))
+        a, b = (started(binaries, run_dir, name) for name in ("thrash-a", "thrash-b"))
         for worker in (a, b):
             worker.do("fresh", gib)
             worker.do("sweep", 50)
@@ -235,6 +193,7 @@ def main():
     parser.add_argument("--logs", type=Path, help="keep the logs here")
     args = parser.parse_args()
     binaries = args.binaries.resolve()
+    ground(binaries, "nvshare-agent", "nvsharectl", "libnvshare.so")
     run_dir = args.logs or Path(tempfile.mkdtemp(prefix="nvshare-gpu-"))
     run_dir.mkdir(parents=True, exist_ok=True)
     report = Report()

@@ -11,10 +11,8 @@ Parts (all by default; choose with --parts): facts, over-allocator, agent, soak,
 """
 
 import argparse
-import contextlib
 import json
 import os
-import select
 import statistics
 import subprocess
 import sys
@@ -24,59 +22,13 @@ import time
 from pathlib import Path
 
 from agent import Agent
+from program import Program, Report, ground
 from scripted import ALL, Gone, ScriptedAgent
 
 WORKER = Path(__file__).with_name("handover_worker.py")
 GIB, MIB = 1 << 30, 1 << 20
 STEPS = ("protect:5", "prefetch:5", "wait:5", "host:5", "panic:5", "vanish:5", "stall:9")
 ENGINES = ("protected", "plain", "demand")
-
-
-class Program:
-    """A worker, under the shim or not."""
-
-    def __init__(self, options, name, run_dir=None, **environment):
-        env = {k: v for k, v in os.environ.items() if not k.startswith("NVSHARE_") or k.startswith("NVSHARE_SIM_")}
-        env.update(PYTHONUNBUFFERED="1", PYTHONFAULTHANDLER="1", **environment)
-        if run_dir is not None:
-            env.update(LD_PRELOAD=str(options.binaries / "libnvshare.so"), NVSHARE_RUN_DIR=str(run_dir), NVSHARE_LOG="info")
-        self.name = name
-        self.log = open(options.logs / f"{name}.log", "w")
-        self.process = subprocess.Popen(
-            [sys.executable, str(WORKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, env=env,
-        )
-        self.is_simulated = None
-
-    def ready(self):
-        self.is_simulated = self.answer()["simulated"]
-        return self
-
-    def send(self, *words):
-        self.process.stdin.write(" ".join(str(w) for w in words) + "\n")
-        self.process.stdin.flush()
-
-    def answer(self, patience=100):
-        if not select.select([self.process.stdout], [], [], patience)[0]:
-            raise RuntimeError(f"{self.name} does not answer: {Path(self.log.name).read_text()[-1500:]}")
-        line = self.process.stdout.readline()
-        if not line:
-            code = self.process.wait(10)
-            raise RuntimeError(f"{self.name} ended with {code}: {Path(self.log.name).read_text()[-1500:]}")
-        answer = json.loads(line)
-        if "error" in answer:
-            raise RuntimeError(f"{self.name}: {answer['error']}")
-        return answer
-
-    def do(self, *words):
-        self.send(*words)
-        return self.answer()
-
-    def quit(self):
-        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            self.process.stdin.close()
-            return self.process.wait(30)
-        self.process.kill()
-        return self.process.wait()
 
 
 class Client:
@@ -87,23 +39,15 @@ class Client:
     def __init__(self, options, name, **environment):
         Client.count += 1
         self.agent = ScriptedAgent(options.logs / f"run-{Client.count}")
-        self.program = Program(options, f"{name}-{Client.count}", self.agent.run_dir, **environment)
+        name = f"{name}-{Client.count}"
+        self.program = Program(WORKER, name, options.logs, options.binaries, self.agent.run_dir, **environment)
         self.agent.greet()
-        self.program.ready()
+        self.program.begun()
 
     def quit(self):
         # The gate opens with the session's end.
         self.agent.hang_up()
         return self.program.quit()
-
-
-class Report:
-    def __init__(self):
-        self.checks, self.figures = [], {}
-
-    def check(self, name, held, **figures):
-        self.checks.append({"check": name, "held": bool(held), **figures})
-        print(f"{'PASS' if held else 'FAIL'}  {name}: " + ", ".join(f"{k}={v}" for k, v in figures.items()), flush=True)
 
 
 def memory():
@@ -145,9 +89,9 @@ def rate(moved):
 
 
 def facts(options, report):
-    program = Program(options, "bare").ready()
+    program = Program(WORKER, "bare", options.logs).begun()
     link = program.do("link", options.link)
-    stray = program.do("stray", 64 if not program.is_simulated else 8)
+    stray = program.do("stray", 64 if not program.ready["simulated"] else 8)
     program.quit()
     report.figures.update(link=link, stray=stray)
     wrong = stray["wrong_words"] + stray.get("through_the_window", {}).get("wrong_words", 0)
@@ -311,7 +255,7 @@ def real_agent(options, report, size):
     programs = []
     try:
         for name in ("one", "two"):
-            programs.append(Program(options, f"agent-{name}", run_dir, NVSHARE_TEST_EVACUATE="1").ready())
+            programs.append(Program(WORKER, f"agent-{name}", options.logs, options.binaries, run_dir, NVSHARE_TEST_EVACUATE="1").begun())
         for n, program in enumerate(programs):
             program.do("blocks", 4, size // 4 // MIB, 77 + n)
         agent.ctl("set", "quantum", "200ms")
@@ -360,6 +304,7 @@ def main():
     parser.add_argument("--logs", type=Path, help="keep the logs here")
     options = parser.parse_args()
     options.binaries = options.binaries.resolve()
+    ground(options.binaries, "nvshare-agent", "nvsharectl", "libnvshare.so")
     options.logs = options.logs or Path(tempfile.mkdtemp(prefix="nvshare-handover-"))
     options.logs.mkdir(parents=True, exist_ok=True)
     options.agent_config = Path(options.agent_config).read_text() if options.agent_config else None

@@ -16,14 +16,14 @@ On the simulated GPU its built-in kernels are used: sums of equal words in place
 """
 
 import ctypes as C
-import json
 import mmap
 import os
 import random
 import statistics
-import sys
 import threading
 import time
+
+from program import serve
 
 MIB = 1 << 20
 cuda = C.CDLL("libcuda.so.1")
@@ -393,16 +393,8 @@ class Worker:
 
 def main():
     worker = Worker()
-    print(json.dumps({"ready": True, "simulated": worker.device.is_simulated}), flush=True)
-    for line in sys.stdin:
-        name, *words = line.split()
-        if name == "quit":
-            break
-        try:
-            answer = getattr(worker, "do_" + name.replace("-", "_"))(*words)
-        except Exception as error:
-            answer = {"error": repr(error)}
-        print(json.dumps(answer), flush=True)
+    ready = {"ready": True, "simulated": worker.device.is_simulated}
+    serve(ready, lambda name: getattr(worker, "do_" + name.replace("-", "_")))
 
 
 if __name__ == "__main__":

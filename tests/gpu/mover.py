@@ -13,9 +13,9 @@ Commands arrive as lines on standard input, answers leave as JSON lines on stand
 """
 
 import ctypes
-import json
-import sys
 import time
+
+from program import serve
 
 cuda = ctypes.CDLL("libcuda.so.1")
 CPU = -1  # CU_DEVICE_CPU
@@ -158,7 +158,6 @@ class Mover:
 
 def main():
     mover = Mover()
-    print(json.dumps({"ready": True}), flush=True)
     actions = {
         "managed": mover.managed,
         "fill": mover.fill,
@@ -168,15 +167,7 @@ def main():
         "faults": mover.faults,
         "launch": mover.launch,
     }
-    for line in sys.stdin:
-        words = line.split()
-        if not words or words[0] == "quit":
-            break
-        try:
-            answer = actions[words[0]](*words[1:])
-        except Exception as error:  # the checker must see why, and decide
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), flush=True)
+    serve({"ready": True}, actions.__getitem__)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 
 from agent import Agent
+from program import Program, Report, ground
 
 WORKER = Path(__file__).with_name("mover.py")
 #: Bytes may differ by this share.
@@ -46,50 +47,9 @@ BPF = {"uvm-kprobe", "fault-thread", "xid", "cuda-uprobe"}
 PAIRS = 12
 
 
-class Mover:
-    """A program of its own, under the shim or not."""
-
-    def __init__(self, binaries, run_dir, name, shim=True):
-        env = dict(os.environ, NVSHARE_RUN_DIR=str(run_dir), PYTHONUNBUFFERED="1")
-        if shim:
-            env["LD_PRELOAD"] = str(binaries / "libnvshare.so")
-        self.name = name
-        self.log = open(run_dir / f"{name}.log", "w")
-        self.process = subprocess.Popen(
-            [sys.executable, str(WORKER)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, env=env,
-        )
-        self.answer()
-
-    def send(self, *words):
-        self.process.stdin.write(" ".join(str(w) for w in words) + "\n")
-        self.process.stdin.flush()
-
-    def answer(self):
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{self.name} ended: {Path(self.log.name).read_text()[-2000:]}")
-        answer = json.loads(line)
-        if "error" in answer:
-            raise RuntimeError(f"{self.name}: {answer['error']}")
-        return answer
-
-    def do(self, *words):
-        self.send(*words)
-        return self.answer()
-
-    def quit(self):
-        self.process.stdin.close()
-        self.process.wait(timeout=60)
-
-
-class Report:
-    def __init__(self):
-        self.checks = []
-
-    def check(self, name, held, **figures):
-        self.checks.append({"check": name, "held": bool(held), **figures})
-        print(f"{'PASS' if held else 'FAIL'}  {name}: " + ", ".join(f"{k}={v}" for k, v in figures.items()), flush=True)
+def started(binaries, run_dir, name, shim=True):
+    """A program that moves memory, under the shim or not."""
+    return Program(WORKER, name, run_dir, binaries, run_dir if shim else None).begun()
 
 
 def close(seen, done):
@@ -113,8 +73,8 @@ def movement(report, binaries, run_dir, base, mib, record, steps):
     """What two programs did, step by step and at once, against the agent's figures of each."""
     agent = Agent(binaries, run_dir, base, record=record)
     try:
-        movers = {"a": (Mover(binaries, run_dir, "a"), mib), "b": (Mover(binaries, run_dir, "b"), mib * 3 // 4)}
-        stranger = Mover(binaries, run_dir, "stranger", shim=False)
+        movers = {"a": (started(binaries, run_dir, "a"), mib), "b": (started(binaries, run_dir, "b"), mib * 3 // 4)}
+        stranger = started(binaries, run_dir, "stranger", shim=False)
         for mover, size in movers.values():
             wait_for(f"{mover.name} to join", lambda mover=mover: joined(agent, mover))
             mover.do("managed", size)
@@ -184,7 +144,7 @@ def cost(report, binaries, run_dir, base, mib, rounds, judged):
             agent, movers = Agent(binaries, run_dir, base + arms[arm]), []
             try:
                 for name, place in (("watched", run_dir), ("apart", nowhere)):
-                    movers.append(Mover(binaries, place, name))
+                    movers.append(started(binaries, place, name))
                     os.sched_setaffinity(movers[-1].process.pid, core)
                     movers[-1].do("managed", mib)
                     movers[-1].do("fill")
@@ -240,7 +200,7 @@ def agent_cost(report, binaries, run_dir, base, clients, seconds, judged):
     movers = []
     try:
         for index in range(clients):
-            movers.append(Mover(binaries, run_dir, f"client-{index}"))
+            movers.append(started(binaries, run_dir, f"client-{index}"))
             movers[-1].do("managed", 64)
             movers[-1].do("fill")
         wait_for("all clients", lambda: len(agent.ctl("clients", "--json")["clients"]) == clients)
@@ -277,6 +237,7 @@ def main():
     parser.add_argument("--simulated", action="store_true", help="cost is not judged, and the CPU touches no managed memory")
     args = parser.parse_args()
     binaries, out = args.binaries.resolve(), args.out.resolve()
+    ground(binaries, "nvshare-agent", "nvsharectl", "libnvshare.so")
     out.mkdir(parents=True, exist_ok=True)
     base = args.agent_config.read_text() + "\n" if args.agent_config else ""
     report, judged = Report(), not args.simulated

@@ -18,11 +18,12 @@ checker can look at the driver's counters between two steps:
 """
 
 import ctypes
-import json
 import sys
 import time
 
 import torch
+
+from program import serve
 
 cuda = ctypes.CDLL("libcuda.so.1")
 CPU = -1  # CU_DEVICE_CPU
@@ -211,7 +212,6 @@ def main():
         "ready": True, "torch": torch.__version__, "python": sys.version.split()[0],
         "gpu": torch.cuda.get_device_name(0), "managed": is_managed(one),
     }
-    print(json.dumps(ready), flush=True)
     actions = {
         "fresh": worker.fresh,
         "push-out": worker.push_out,
@@ -225,15 +225,7 @@ def main():
         "infer": worker.infer,
         "verify": worker.verify,
     }
-    for line in sys.stdin:
-        words = line.split()
-        if not words or words[0] == "quit":
-            break
-        try:
-            answer = actions[words[0]](*words[1:])
-        except Exception as error:  # the checker must see why, and decide
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), flush=True)
+    serve(ready, actions.__getitem__)
 
 
 if __name__ == "__main__":

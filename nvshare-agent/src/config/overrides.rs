@@ -161,8 +161,8 @@ impl Overrides {
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         match std::fs::read_to_string(path) {
             Ok(text) => read_toml(path, &text),
-            Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
-            Err(source) => Err(ConfigError::Read { path: path.to_owned(), source }),
+            Err(why) if why.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(why) => Err(ConfigError::Read { path: path.to_owned(), why }),
         }
     }
 

@@ -26,12 +26,12 @@ pub enum CtlError {
     #[error("not allowed to use {0}; run nvsharectl as root (sudo) or as a member of the group nvshare")]
     Forbidden(PathBuf),
     /// The connection broke.
-    #[error("the connection to the agent at {path} broke: {source}")]
+    #[error("the connection to the agent at {path} broke: {why}")]
     Broken {
         /// The socket.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        why: io::Error,
     },
     /// The agent said no.
     #[error("{0}")]
@@ -62,19 +62,19 @@ impl Connection {
     /// Connects to the agent that serves `run_dir`.
     pub fn open(run_dir: &Path) -> Result<Self, CtlError> {
         let path = run_dir.join("control.sock");
-        let stream = UnixStream::connect(&path).map_err(|source| match source.kind() {
+        let stream = UnixStream::connect(&path).map_err(|why| match why.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => CtlError::NotRunning(path.clone()),
             io::ErrorKind::PermissionDenied => CtlError::Forbidden(path.clone()),
-            _ => CtlError::Broken { path: path.clone(), source },
+            _ => CtlError::Broken { path: path.clone(), why },
         })?;
         let timeouts =
             stream.set_read_timeout(Some(PATIENCE)).and_then(|()| stream.set_write_timeout(Some(PATIENCE)));
-        timeouts.map_err(|source| CtlError::Broken { path: path.clone(), source })?;
+        timeouts.map_err(|why| CtlError::Broken { path: path.clone(), why })?;
         Ok(Self { path, stream: BufReader::new(stream), begun: Vec::new() })
     }
 
-    fn broken(&self, source: io::Error) -> CtlError {
-        CtlError::Broken { path: self.path.clone(), source }
+    fn broken(&self, why: io::Error) -> CtlError {
+        CtlError::Broken { path: self.path.clone(), why }
     }
 
     /// Sends a request.
@@ -83,7 +83,7 @@ impl Connection {
             line.push(b'\n');
             self.stream.get_mut().write_all(&line)
         });
-        sent.map_err(|source| self.broken(source))
+        sent.map_err(|why| self.broken(why))
     }
 
     /// The next answer; `None` when the agent has closed the connection.
@@ -91,7 +91,7 @@ impl Connection {
         match self.stream.read_until(b'\n', &mut self.begun) {
             Ok(_) if self.begun.is_empty() => return Ok(None),
             Ok(_) => {}
-            Err(source) => return Err(self.broken(source)),
+            Err(why) => return Err(self.broken(why)),
         }
         let line = std::mem::take(&mut self.begun);
         match serde_json::from_slice(&line).map_err(|error| self.broken(error.into()))? {
@@ -102,13 +102,11 @@ impl Connection {
 
     /// The next answer, if it comes within this time.
     pub fn receive_within(&mut self, time: Duration) -> Result<Next, CtlError> {
-        self.stream.get_ref().set_read_timeout(Some(time)).map_err(|source| self.broken(source))?;
+        self.stream.get_ref().set_read_timeout(Some(time)).map_err(|why| self.broken(why))?;
         match self.receive() {
             Ok(Some(answer)) => Ok(Next::Answer(answer)),
             Ok(None) => Ok(Next::End),
-            Err(CtlError::Broken { source, .. }) if source.kind() == io::ErrorKind::WouldBlock => {
-                Ok(Next::Nothing)
-            }
+            Err(CtlError::Broken { why, .. }) if why.kind() == io::ErrorKind::WouldBlock => Ok(Next::Nothing),
             Err(error) => Err(error),
         }
     }
@@ -121,6 +119,6 @@ impl Connection {
 
     /// From here on answers may take any time.
     pub fn wait_for_ever(&self) -> Result<(), CtlError> {
-        self.stream.get_ref().set_read_timeout(None).map_err(|source| self.broken(source))
+        self.stream.get_ref().set_read_timeout(None).map_err(|why| self.broken(why))
     }
 }

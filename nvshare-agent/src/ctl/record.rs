@@ -41,12 +41,12 @@ pub enum RecordError {
     #[error("{0} exists already; give another name, or --force to overwrite it")]
     Exists(PathBuf),
     /// The file.
-    #[error("cannot write {path}: {source}")]
+    #[error("cannot write {path}: {why}")]
     File {
         /// Which.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        why: io::Error,
     },
     /// The agent has gone.
     #[error("the agent ended the recording; {} holds what came until then", .0.display())]
@@ -61,16 +61,16 @@ fn create(path: &Path, force: bool) -> Result<BufWriter<File>, RecordError> {
     } else {
         options.create_new(true)
     };
-    options.open(path).map(BufWriter::new).map_err(|source| match source.kind() {
+    options.open(path).map(BufWriter::new).map_err(|why| match why.kind() {
         io::ErrorKind::AlreadyExists => RecordError::Exists(path.to_owned()),
-        _ => RecordError::File { path: path.to_owned(), source },
+        _ => RecordError::File { path: path.to_owned(), why },
     })
 }
 
 /// Records until the time is over, `stop` is set, or the agent ends.
 pub fn record(agent: &mut Connection, args: &RecordArgs, stop: &AtomicBool) -> Result<Recorded, RecordError> {
     let mut file = create(&args.file, args.force)?;
-    let failed = |source| RecordError::File { path: args.file.clone(), source };
+    let failed = |why| RecordError::File { path: args.file.clone(), why };
     agent.send(&Request::Record {})?;
     let begin = clock::now();
     let over = |now: Nanos| args.length.is_some_and(|length| now.since(begin) >= length);

@@ -28,12 +28,12 @@ pub enum OpenError {
     #[error("{0}")]
     Driver(String),
     /// The system refused.
-    #[error("{what}: {source}")]
+    #[error("{what}: {why}")]
     System {
         /// What was tried.
         what: String,
         /// Why not.
-        source: std::io::Error,
+        why: std::io::Error,
     },
     /// The driver refused.
     #[error("the driver answered {what} with status {status:#x}")]
@@ -152,7 +152,7 @@ pub fn flush(descriptor: impl AsFd) -> Result<(), OpenError> {
 /// Names what the system refused.
 pub(super) fn system(what: &str) -> impl FnOnce(std::io::Error) -> OpenError {
     let what = what.to_owned();
-    move |source| OpenError::System { what, source }
+    move |why| OpenError::System { what, why }
 }
 
 fn put(buffer: &mut [u8], at: usize, bytes: &[u8]) {

@@ -42,12 +42,12 @@ pub enum PersistError {
     )]
     NoFile,
     /// The file cannot be replaced.
-    #[error("cannot write {path}: {source}; nothing was changed")]
+    #[error("cannot write {path}: {why}; nothing was changed")]
     Write {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        why: io::Error,
     },
 }
 
@@ -104,7 +104,7 @@ impl Settings {
             let path = self.file.as_deref().ok_or(PersistError::NoFile)?;
             let mut persisted = self.state().persisted.clone();
             persisted.apply(change);
-            persisted.save(path).map_err(|source| PersistError::Write { path: path.to_owned(), source })?;
+            persisted.save(path).map_err(|why| PersistError::Write { path: path.to_owned(), why })?;
             self.state().persisted = persisted;
         }
         self.state().in_force.apply(change);

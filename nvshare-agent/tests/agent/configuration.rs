@@ -34,10 +34,14 @@ fn the_example_configuration_is_accepted() {
 }
 
 #[test]
-fn a_missing_file_is_named() {
-    let output = agent(&["run", "--config", "/nonexistent/nvshare.toml"]);
-    assert_eq!(output.status.code(), Some(1));
-    assert!(text(&output.stderr).contains("/nonexistent/nvshare.toml"), "{output:?}");
+fn a_missing_file_is_named_and_the_reason_said_once() {
+    for arguments in [&["run", "--config", "/nonexistent/file"][..], &["replay", "/nonexistent/file"]] {
+        let output = agent(arguments);
+        assert_eq!(output.status.code(), Some(1));
+        let said = text(&output.stderr);
+        assert!(said.contains("/nonexistent/file"), "{said}");
+        assert_eq!(said.matches("No such file").count(), 1, "{said}");
+    }
 }
 
 #[test]

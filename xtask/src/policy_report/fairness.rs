@@ -22,6 +22,9 @@ use super::{
 const RATIO_LIMIT: f64 = 0.05;
 /// The heavy job's weight, beside one of 1.
 const WEIGHTS: [u32; 3] = [1, 3, 9];
+/// The weighted jobs have so many times the work of their scenario, for dozens of rotations: until quanta have grown to what they
+/// stay at, a single turn is a fifth of a shorter run.
+const LONG: u64 = 6;
 /// Of a hand-over, what an interactive client may wait besides a drain.
 const WAIT_FACTOR: f64 = 1.2;
 /// Equal jobs whose fairness is shown as well.
@@ -118,27 +121,35 @@ fn weights(page: &mut Page, library: &Library) -> Result<()> {
     let base = &library.named("weights-1-3")?.scenario;
     let mut tasks = Vec::new();
     for weight in WEIGHTS {
-        let mut scenario = base.clone();
-        let heavy = scenario.clients.get_mut(1).context("weights-1-3 has two clients")?;
+        let mut short = base.clone();
+        let heavy = short.clients.get_mut(1).context("weights-1-3 has two clients")?;
         heavy.weight_milli = 1000 * weight;
-        tasks.extend(FORMS.map(|(form, sensors)| (weight, form, sensors, scenario.clone())));
+        let mut long = short.clone();
+        for client in &mut long.clients {
+            client.gpu_work = Nanos(client.gpu_work.0 * LONG);
+        }
+        tasks.extend(FORMS.map(|(form, sensors)| (weight, form, sensors, short.clone(), long.clone())));
     }
-    let results = pool::all("weights", &tasks, |(_, _, sensors, scenario)| observe(scenario, *sensors).0);
+    let results = pool::all("weights", &tasks, |(_, _, sensors, short, long)| {
+        [short, long].map(|scenario| observe(scenario, *sensors).0)
+    });
     page.paragraph(
-        "Two jobs of 60 GiB on an H100, the heavy one with this many times the weight (`weights-1-3` with other weights), over whole \
-        rotations while both have work. Turns are what is to follow the weights: a turn is GPU time and the hand-over that \
-        brought its client in. Jain's index is that of turns ÷ weight.",
+        "Two jobs of 60 GiB and an hour of work each on an H100, the heavy one with this many times the weight (`weights-1-3` with \
+        other weights and six times the work), over whole rotations while both have work. Turns are what is to follow the weights: \
+        a turn is GPU time and the hand-over that brought its client in. Jain's index is that of turns ÷ weight. With ten minutes \
+        of work the error is larger: quanta still grow, and there are three rotations or four.",
     );
     let mut table = Table::new(&[
         "weights",
         "sensors",
         "turns, heavy ÷ light",
         "error",
+        "with ten minutes",
         "GPU work, heavy ÷ light",
         "Jain",
     ]);
-    for ((weight, form, ..), rotations) in tasks.iter().zip(&results) {
-        let (turns, work) = (rotations.shares(|had| &had.turns), rotations.shares(|had| &had.work));
+    for ((weight, form, ..), [short, long]) in tasks.iter().zip(&results) {
+        let (turns, work) = (long.shares(|had| &had.turns), long.shares(|had| &had.work));
         let ratio = |shares: &[f64]| (ratio_error(shares, *weight) + 1.0) * f64::from(*weight);
         let error = ratio_error(&turns, *weight);
         let weighted: Vec<f64> =
@@ -148,6 +159,7 @@ fn weights(page: &mut Page, library: &Library) -> Result<()> {
             (*form).to_owned(),
             format!("{:.2}", ratio(&turns)),
             signed_percent(error),
+            signed_percent(ratio_error(&short.shares(|had| &had.turns), *weight)),
             format!("{:.2}", ratio(&work)),
             sim::jain(&weighted).map_or_else(String::new, |jain| format!("{jain:.4}")),
         ]);
