@@ -38,9 +38,9 @@ STEPS = [
     ("cpu", 0, 1),
     ("fill", 1, 0),
 ]
-#: Without event queues, and with them as often as they are while pressure is suspected.
+#: Without event queues, and with them as often as they are while pressure is suspected. Of what the probes know, none is sampled.
 CALM = "[sensors]\nuvm-events = false\n"
-SAMPLING = ""
+SAMPLING = "[sensors]\nuvm-kprobe = false\n"
 #: Sensors that are BPF programs.
 BPF = {"uvm-kprobe", "fault-thread", "xid", "cuda-uprobe"}
 #: Pairs of passes with each pair of programs.
