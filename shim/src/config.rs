@@ -54,7 +54,7 @@ pub(crate) enum Step {
     Panic,
     /// That thread is gone without a word.
     Vanish,
-    /// It does not come back for a second.
+    /// It does not come back for longer than a gate waits for it.
     Stall,
 }
 

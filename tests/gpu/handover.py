@@ -27,7 +27,7 @@ from scripted import ALL, Gone, ScriptedAgent
 
 WORKER = Path(__file__).with_name("handover_worker.py")
 GIB, MIB = 1 << 30, 1 << 20
-STEPS = ("protect:5", "prefetch:5", "wait:5", "host:5", "panic:5", "vanish:5", "stall:9")
+STEPS = ("protect:5", "prefetch:5", "wait:5", "host:5", "panic:5", "vanish:5", "stall:30")
 ENGINES = ("protected", "plain", "demand")
 
 

@@ -174,6 +174,6 @@ fn hamper() {
         sys::vanish();
     }
     if fails(Step::Stall) {
-        std::thread::sleep(std::time::Duration::from_secs(1));
+        std::thread::sleep(std::time::Duration::from_secs(3));
     }
 }
