@@ -18,6 +18,7 @@ use crate::{
     lease::Answered,
     member::{Changed, Member},
     output::{Mode, Output, PlanChange, Poll, View},
+    quantum,
     reason::Reason,
     units::{Bytes, Nanos},
 };
@@ -161,7 +162,8 @@ impl Engine {
                     && member.lease.epoch() == epoch
                     && bytes_in > Bytes::ZERO
                 {
-                    member.cost.brought_back(took.min(self.config.quantum_max));
+                    // Everybody's turns follow from what one client says here, so it must not make them longer than the longest.
+                    member.cost.brought_back(self.now, took.min(quantum::dearest(self.config.quantum_max)));
                 }
             }
             Input::Yielded { client, gpu: id, epoch } => {

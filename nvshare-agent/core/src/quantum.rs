@@ -81,10 +81,10 @@ impl HandoverCost {
         }
     }
 
-    /// The shim brought memory back in this time.
-    pub(crate) fn brought_back(&mut self, took: Nanos) {
+    /// The shim says that it brought memory back in this time, which cannot be longer than its turn so far.
+    pub(crate) fn brought_back(&mut self, now: Nanos, took: Nanos) {
         match &mut self.slice {
-            Some(slice) => slice.shim = slice.shim.max(took),
+            Some(slice) => slice.shim = slice.shim.max(took.min(now.since(slice.granted))),
             // The bytes ebbed before the report came, or are not seen at all.
             None => self.learn(Handover::Shim, self.by_shim.unwrap_or_default().max(took)),
         }
@@ -186,6 +186,11 @@ pub(crate) fn shortest(cost: Nanos) -> Nanos {
     Nanos(cost.0.saturating_mul(2))
 }
 
+/// The cost of the dearest hand-over that a turn of this length is worth.
+pub(crate) fn dearest(turn: Nanos) -> Nanos {
+    Nanos(turn.0 / 2)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -270,7 +275,7 @@ mod tests {
         let took = Nanos::millis(350);
         let mut cost = HandoverCost::default();
         cost.granted(Nanos::ZERO, Nanos::millis(50), Handover::Shim);
-        cost.brought_back(took);
+        cost.brought_back(Nanos::SECOND, took);
         cost.bin(Nanos::millis(100), BIN, Bytes::mib(500));
         cost.bin(Nanos::millis(200), BIN, Bytes::ZERO);
         assert_eq!(
@@ -280,14 +285,24 @@ mod tests {
         );
         let mut blind = HandoverCost::default();
         blind.granted(Nanos::ZERO, Nanos::millis(50), Handover::Shim);
-        blind.brought_back(took);
+        blind.brought_back(Nanos::SECOND, took);
         blind.void();
         assert_eq!(blind.measured(Handover::Shim), Some(Nanos::millis(400)));
         let mut late = HandoverCost::default();
         late.granted(Nanos::ZERO, Nanos::ZERO, Handover::Shim);
         late.void();
-        late.brought_back(took);
+        late.brought_back(Nanos::SECOND, took);
         assert_eq!(late.measured(Handover::Shim), Some(took));
+    }
+
+    #[test]
+    fn no_client_can_say_that_its_memory_took_longer_than_its_turn() {
+        let mut cost = HandoverCost::default();
+        cost.granted(Nanos::SECOND, Nanos::ZERO, Handover::Shim);
+        cost.brought_back(Nanos::millis(1200), Nanos::seconds(20));
+        cost.void();
+        assert_eq!(cost.measured(Handover::Shim), Some(Nanos::millis(200)));
+        assert_eq!(shortest(dearest(Nanos::seconds(30))), Nanos::seconds(30));
     }
 
     #[test]
